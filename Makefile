@@ -1,0 +1,45 @@
+# `make demo` asks the embedded model about a clip, `make test` runs the tests, `make lint` checks the style.
+# Each creates .venv and installs what it needs the first time, and again when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
+
+.PHONY: demo test lint
+.NOTPARALLEL:
+
+demo: $(VENV)/.installed-demo
+	mkdir -p demo
+	$(VENV)/bin/python -c "from llama_vid.data.clips import make_demo_clip; make_demo_clip('demo/clip.mp4')"
+	$(VENV)/bin/llama-vid ask demo/clip.mp4 "What is moving?"
+
+# One thread: the models of the tests are so small that more threads only wait for each other.
+test: $(VENV)/.installed-test $(VENV)/.installed-floor
+	OMP_NUM_THREADS=1 LLAMA_VID_FLOOR="$(CURDIR)/$(VENV)/floor" $(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-demo: pyproject.toml | $(VENV)/.created
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+# The tests' installation holds the demo's.
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
+	$(PIP_INSTALL) --editable ".[dev]"
+	touch $(VENV)/.installed-demo $@
+
+# The oldest supported transformers, in a folder that tests put first on the path of a process of their own. Everything
+# else comes from the environment, where a newer huggingface-hub does not bring the httpx that this older one needs.
+$(VENV)/.installed-floor: Makefile | $(VENV)/.installed-test
+	rm -rf $(VENV)/floor
+	$(PIP_INSTALL) --no-deps --target $(VENV)/floor \
+		"transformers==5.10.*" "huggingface-hub<2" "tokenizers>=0.22,<=0.23.0"
+	$(PIP_INSTALL) httpx
+	touch $@

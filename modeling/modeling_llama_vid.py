@@ -1,0 +1,425 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""LLaMA-VID: every image or video frame becomes a context token, guided by the user's words, and content tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
+
+from .configuration_llama_vid import LlamaVidConfig
+from .modeling_llama_vid_visual import (
+    LlamaVidContextAttention,
+    LlamaVidPreTrainedModel,
+    LlamaVidVisualModel,
+    LlamaVidVisualOutput,
+)
+
+
+@dataclass
+class LlamaVidModelOutputWithPast(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Last hidden states of the language model.
+        past_key_values (`Cache`, *optional*): The language model's cache.
+        hidden_states, attentions (`tuple[torch.Tensor]`, *optional*): The language model's, where asked for.
+        image_hidden_states (`torch.Tensor` of shape `(num_image_placeholders, tokens, hidden_size)`, *optional*):
+            The images' visual tokens.
+        video_hidden_states (`torch.Tensor` of shape `(total_placeholder_frames, tokens, hidden_size)`, *optional*):
+            The videos' visual tokens.
+        image_context_attentions, video_context_attentions (`torch.Tensor` of shape `(…, num_patches)`, *optional*):
+            With `output_context_attentions=True`: per image or frame and patch, its weight in the context token.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
+    image_context_attentions: torch.Tensor | None = None
+    video_context_attentions: torch.Tensor | None = None
+
+
+@dataclass
+class LlamaVidCausalLMOutputWithPast(ModelOutput):
+    """
+    As [`LlamaVidModelOutputWithPast`], with the head's output instead of the last hidden states.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Next-token cross entropy, where `labels` are given.
+        logits (`torch.Tensor` of shape `(batch_size, kept positions, vocab_size)`): Scores of the head.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
+    image_context_attentions: torch.Tensor | None = None
+    video_context_attentions: torch.Tensor | None = None
+
+
+class LlamaVidModel(LlamaVidVisualModel):
+    """Visual encoder, text decoder, context attention, content projector and the language model without its head."""
+
+    def __init__(self, config: LlamaVidConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def _placeholder_mask(self, kind: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Where the sequence has placeholders of a kind: (batch_size, sequence_length)."""
+        token_id = {"image": self.config.image_token_id, "video": self.config.video_token_id}[kind]
+        if input_ids is not None:
+            return input_ids == token_id
+        token = torch.full((), token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+
+    def _place(self, kind: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, tokens: torch.Tensor):
+        """Put visual tokens, in order, where the placeholders are."""
+        mask = self._placeholder_mask(kind, input_ids, inputs_embeds)
+        num_placeholders, num_tokens = mask.sum(), tokens.shape[0] * tokens.shape[1]
+        torch_compilable_check(
+            num_placeholders == num_tokens,
+            lambda: (
+                f"{kind.capitalize()} features and {kind} tokens do not match, tokens: {int(num_placeholders)}, "
+                f"features: {num_tokens} ({tokens.shape[0]} of {tokens.shape[1]} tokens each). The processor expands "
+                f"each `<{kind}>` of the text to its visual's tokens; a truncated or edited prompt no longer fits."
+            ),
+        )
+        mask = mask.unsqueeze(-1).to(inputs_embeds.device)
+        return inputs_embeds.masked_scatter(mask, tokens.to(inputs_embeds.device, inputs_embeds.dtype))
+
+    def _unused_visual_path(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Zero, through every visual module: distributed training waits for gradients that text alone lacks."""
+        size = self.config.vision_config.image_size
+        pixels = torch.zeros(1, 3, size, size, device=inputs_embeds.device)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
+        tokens = self.get_video_features(pixels, qformer_input_ids_videos=ids)
+        return tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype) * 0
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_indices: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.LongTensor | None = None,
+        video_indices: torch.LongTensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        qformer_input_ids_videos: torch.LongTensor | None = None,
+        qformer_attention_mask_videos: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_context_attentions: bool = False,
+        **kwargs,
+    ) -> LlamaVidModelOutputWithPast:
+        r"""
+        Visual inputs are those of [`~LlamaVidModel.get_image_features`] and [`~LlamaVidModel.get_video_features`]; the
+        others are the language model's.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token ids, with as many `<image>` and `<video>` tokens as there are visual tokens.
+            output_context_attentions (`bool`, *optional*, defaults to `False`):
+                Whether to return, per image or frame and patch, the weight that its context token gave it.
+
+        Returns:
+            [`LlamaVidModelOutputWithPast`].
+
+        Raises:
+            ValueError: if placeholders and visuals do not match, or a visual input has the wrong shape.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        images = videos = None
+        if pixel_values is not None or image_features is not None:
+            images = self.get_image_features(
+                pixel_values,
+                qformer_input_ids,
+                qformer_attention_mask,
+                image_indices,
+                image_features,
+                return_dict=True,
+            )
+            inputs_embeds = self._place("image", input_ids, inputs_embeds, images.pooler_output)
+        if pixel_values_videos is not None or video_features is not None:
+            videos = self.get_video_features(
+                pixel_values_videos,
+                video_num_frames,
+                qformer_input_ids_videos,
+                qformer_attention_mask_videos,
+                video_indices,
+                video_features,
+                return_dict=True,
+            )
+            inputs_embeds = self._place("video", input_ids, inputs_embeds, videos.pooler_output)
+
+        is_prompt = past_key_values is None or (inputs_embeds.shape[1] > 1 and past_key_values.get_seq_length() == 0)
+        if is_prompt and input_ids is not None:
+            self._check_visuals_given(input_ids, images, videos)
+        if self.training and images is None and videos is None and _is_distributed():
+            inputs_embeds = inputs_embeds + self._unused_visual_path(inputs_embeds)
+        if is_prompt and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Real tokens count from 0 whatever the padding side, for language models with absolute positions too.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        return LlamaVidModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=images.pooler_output if images is not None else None,
+            video_hidden_states=videos.pooler_output if videos is not None else None,
+            image_context_attentions=images.context_attentions if images and output_context_attentions else None,
+            video_context_attentions=videos.context_attentions if videos and output_context_attentions else None,
+        )
+
+    def _check_visuals_given(self, input_ids: torch.Tensor, images, videos):
+        for kind, token_id, given in (
+            ("image", self.config.image_token_id, images),
+            ("video", self.config.video_token_id, videos),
+        ):
+            if given is None:
+                num_placeholders = (input_ids == token_id).sum()
+                torch_compilable_check(
+                    num_placeholders == 0,
+                    lambda kind=kind, number=num_placeholders: (
+                        f"The prompt has {int(number)} `<{kind}>` tokens, but no {kind} was given."
+                    ),
+                )
+
+
+class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin):
+    """[`LlamaVidModel`] with a language-modelling head: answers about images and videos."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LlamaVidConfig):
+        super().__init__(config)
+        self.model = LlamaVidModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames between pixels and visual tokens at a time (see [`LlamaVidModel`])."""
+        return self.model.frames_per_chunk
+
+    @frames_per_chunk.setter
+    def frames_per_chunk(self, value: int):
+        self.model.frames_per_chunk = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head = value
+
+    def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See [`LlamaVidModel.encode_frames`]."""
+        return self.model.encode_frames(pixel_values)
+
+    def get_image_features(self, *args, **kwargs) -> torch.Tensor | LlamaVidVisualOutput:
+        """See [`LlamaVidModel.get_image_features`]."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_video_features(self, *args, **kwargs) -> torch.Tensor | LlamaVidVisualOutput:
+        """See [`LlamaVidModel.get_video_features`]."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_indices: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.LongTensor | None = None,
+        video_indices: torch.LongTensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        qformer_input_ids_videos: torch.LongTensor | None = None,
+        qformer_attention_mask_videos: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_context_attentions: bool = False,
+        **kwargs,
+    ) -> LlamaVidCausalLMOutputWithPast:
+        r"""
+        As [`LlamaVidModel.forward`], with a head.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets, aligned with `input_ids`; positions with -100 are left out of the loss.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Compute logits for the last so many positions (or those of a 1D index); 0 means all.
+
+        Returns:
+            [`LlamaVidCausalLMOutputWithPast`].
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        >>> processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+        >>> model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)
+        >>> part = {"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What happens?"}
+        >>> inputs = processor.apply_chat_template(
+        ...     [{"role": "user", "content": list(part)}],
+        ...     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        ... )
+        >>> output_ids = model.generate(**inputs, max_new_tokens=64)
+        >>> processor.batch_decode(output_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ```"""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_indices=image_indices,
+            pixel_values_videos=pixel_values_videos,
+            video_num_frames=video_num_frames,
+            video_indices=video_indices,
+            qformer_input_ids=qformer_input_ids,
+            qformer_attention_mask=qformer_attention_mask,
+            qformer_input_ids_videos=qformer_input_ids_videos,
+            qformer_attention_mask_videos=qformer_attention_mask_videos,
+            image_features=image_features,
+            video_features=video_features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_context_attentions=output_context_attentions,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return LlamaVidCausalLMOutputWithPast(
+            loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs):
+        """The visual inputs go into the first forward pass only; after it the cache has seen them."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs = {key: value for key, value in kwargs.items() if key not in _VISUAL_INPUTS}
+        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs
+    ):
+        """Repeat the samples for beams: their text, indices and instructions, never pixels or features."""
+        visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
+        if expand_size > 1:
+            visual.update(self._expand_placeholders("image", visual, expand_size, input_ids, kwargs))
+            visual.update(self._expand_placeholders("video", visual, expand_size, input_ids, kwargs))
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, {**kwargs, **visual}
+
+    def _expand_placeholders(
+        self, kind: str, visual: dict, expand_size: int, input_ids: torch.Tensor | None, kwargs: dict
+    ) -> dict:
+        """Indices and instructions of one modality, each sample's repeated `expand_size` times as a group."""
+        pixels, suffix = {"image": ("pixel_values", ""), "video": ("pixel_values_videos", "_videos")}[kind]
+        shown = visual.get(pixels, visual.get(f"{kind}_features"))
+        if shown is None:
+            return {}
+        seq_length = self.config.image_seq_length if kind == "image" else self.config.frame_seq_length
+        # Tokens of each distinct visual, then of each placeholder: they say whose placeholders are whose.
+        lengths = torch.ones(len(shown), dtype=torch.long)
+        if kind == "video":
+            lengths = torch.tensor([len(shown)])
+            if "video_num_frames" in visual:
+                lengths = visual["video_num_frames"].cpu()
+        indices = visual.get(f"{kind}_indices", torch.arange(len(lengths)))
+        ends = (lengths[indices.cpu()] * seq_length).cumsum(0)
+        embeds = kwargs.get("inputs_embeds")
+        mask = self.model._placeholder_mask(kind, input_ids if embeds is None else None, embeds)
+        sample_of = torch.bucketize(ends, mask.sum(-1).cumsum(0).cpu())  # (num_placeholders,)
+        order = torch.cat([torch.where(sample_of == sample)[0].repeat(expand_size) for sample in range(len(mask))])
+        expanded = {f"{kind}_indices": indices[order.to(indices.device)]}
+        for name in (f"qformer_input_ids{suffix}", f"qformer_attention_mask{suffix}"):
+            if name in visual:
+                expanded[name] = visual[name][order.to(visual[name].device)]
+        return expanded
+
+
+_VISUAL_INPUTS = (
+    "pixel_values",
+    "image_indices",
+    "pixel_values_videos",
+    "video_num_frames",
+    "video_indices",
+    "qformer_input_ids",
+    "qformer_attention_mask",
+    "qformer_input_ids_videos",
+    "qformer_attention_mask_videos",
+    "image_features",
+    "video_features",
+)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+__all__ = [
+    "LlamaVidContextAttention",
+    "LlamaVidForConditionalGeneration",
+    "LlamaVidModel",
+    "LlamaVidPreTrainedModel",
+]

@@ -1,0 +1,441 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""What turns frames into tokens: the visual encoder, the text decoder, context attention, pooling and projector."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, BertModel, InstructBlipQFormerModel, InstructBlipVisionModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_llama_vid import LlamaVidConfig
+
+
+@dataclass
+class LlamaVidVisualOutput(BaseModelOutputWithPooling):
+    """
+    The visual tokens of some images or frames.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(num_images or total_frames, rows, vision_hidden_size)`):
+            What the visual encoder gave (`encode_frames`), before any token was made of it.
+        pooler_output (`torch.Tensor` of shape `(num_placeholders or total_placeholder_frames, tokens, hidden_size)`):
+            The visual tokens in the order of their placeholders: per image or frame its context token, then its
+            content tokens. A video that stands at two placeholders has its frames twice.
+        context_attentions (`torch.Tensor` of shape `(pooler_output.shape[0], num_patches)`, *optional*):
+            The weight that each patch has in the context token; a row sums to 1.
+    """
+
+    context_attentions: torch.Tensor | None = None
+
+
+class LlamaVidKeyProjection(nn.Module):
+    """
+    The key projection of context attention, moved to the query side: Q (X W^T)^T = (Q W) X^T, so that M queries are
+    projected and not N patches. A bias would add the same number to every score of a query and cancel in the softmax,
+    so there is none. Its own module, so that sharding sees a call, and no `nn.Linear`, which LoRA and quantisers would
+    take it for.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        return queries @ self.weight
+
+
+class LlamaVidContextAttention(nn.Module):
+    """
+    Context attention (paper, section 3.2), E = Mean_M(Softmax_N((W_q Q)(W_k X)^T / sqrt(C)) X), then W_v E. The mean of
+    the M attention rows is taken before they weigh the patches, which is the same and leaves one row to multiply.
+    """
+
+    def __init__(self, config: LlamaVidConfig):
+        super().__init__()
+        vision_hidden_size = config.vision_config.hidden_size
+        self.scaling = vision_hidden_size**-0.5
+        self.query_proj = nn.Linear(config.qformer_config.hidden_size, vision_hidden_size)
+        self.key_proj = LlamaVidKeyProjection(vision_hidden_size)
+        self.value_proj = nn.Linear(vision_hidden_size, config.text_config.hidden_size)
+
+    def forward(
+        self, text_query: torch.Tensor, patches: torch.Tensor, text_query_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            text_query (`torch.Tensor` of shape `(frames, num_queries, qformer_hidden_size)`):
+                Q, the text decoder's output.
+            patches (`torch.Tensor` of shape `(frames, num_patches, vision_hidden_size)`): X, without CLS.
+            text_query_mask (`torch.Tensor` of shape `(frames, num_queries)`, *optional*):
+                1 for queries that take part in the mean, 0 for padding.
+
+        Returns:
+            The context tokens, `(frames, 1, hidden_size)`, and the patches' weights, `(frames, num_patches)`.
+        """
+        queries = self.key_proj(self.query_proj(text_query))  # (frames, queries, C)
+        scores = queries @ patches.transpose(1, 2) * self.scaling  # (frames, queries, patches)
+        weights = scores.softmax(dim=-1, dtype=torch.float32)
+        if text_query_mask is None:
+            weights = weights.mean(dim=1)  # (frames, patches)
+        else:
+            mask = text_query_mask.to(weights.dtype)[:, :, None]
+            weights = (weights * mask).sum(dim=1) / mask.sum(dim=1)
+        context = weights[:, None].to(patches.dtype) @ patches  # (frames, 1, C)
+        return self.value_proj(context), weights
+
+
+class LlamaVidMultiModalProjector(nn.Module):
+    """The content projector: `projector_num_layers` linear layers with an activation between them."""
+
+    def __init__(self, config: LlamaVidConfig):
+        super().__init__()
+        self.num_layers = config.projector_num_layers
+        width = config.vision_config.hidden_size
+        for i in range(1, self.num_layers + 1):
+            self.add_module(f"linear_{i}", nn.Linear(width, config.text_config.hidden_size))
+            width = config.text_config.hidden_size
+        self.act = ACT2FN[config.projector_hidden_act]
+
+    def forward(self, content: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.linear_1(content)
+        for i in range(2, self.num_layers + 1):
+            hidden_states = self.get_submodule(f"linear_{i}")(self.act(hidden_states))
+        return hidden_states
+
+
+class LlamaVidPreTrainedModel(PreTrainedModel):
+    config: LlamaVidConfig
+    config_class = LlamaVidConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LlamaVidKeyProjection):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+
+class LlamaVidVisualModel(LlamaVidPreTrainedModel):
+    r"""
+    The half of [`LlamaVidModel`] before the language model: visual encoder, text decoder, context attention, projector.
+
+    `frames_per_chunk` (`int`, 64): everything between pixels and visual tokens runs for so many frames at a time, which
+    bounds memory and changes no result.
+    """
+
+    def __init__(self, config: LlamaVidConfig):
+        super().__init__(config)
+        self.frames_per_chunk = 64
+        self.vision_tower = _build_vision_tower(config)
+        if config.use_context_token:
+            self.qformer = _build_text_decoder(config)
+            if not config.uses_bert_decoder:
+                self.query_tokens = nn.Embedding(config.num_query_tokens, config.qformer_config.hidden_size)
+            if config.qformer_vision_proj:
+                self.qformer_vision_proj = nn.Linear(
+                    config.vision_config.hidden_size, config.qformer_encoder_hidden_size
+                )
+            if config.qformer_layernorm:
+                self.qformer_layernorm = nn.LayerNorm(config.qformer_encoder_hidden_size)
+            self.context_attention = LlamaVidContextAttention(config)
+        if config.use_content_token:
+            self.multi_modal_projector = LlamaVidMultiModalProjector(config)
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`, but frozen parts stay in eval mode: a frozen text decoder must not drop out."""
+        super().train(mode)
+        for part in (self.vision_tower, self.qformer) if self.config.use_context_token else (self.vision_tower,):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Run the visual encoder, `frames_per_chunk` frames at a time and without gradients where nothing in it trains.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_frames, 3, height, width)`): Images or frames, normalised.
+
+        Returns:
+            `torch.Tensor` of shape `(num_frames, rows, vision_hidden_size)`: the raw output of layer
+            `vision_feature_layer`, CLS first where the encoder has one. Keep it and pass it back as `image_features` or
+            `video_features` for the next question.
+
+        Raises:
+            ValueError: if the shape is not the encoder's.
+        """
+        size = self.config.vision_config.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[-2:] != (size, size) or pixel_values.shape[0] == 0:
+            raise ValueError(
+                f"`pixel_values` must have the shape (frames ≥ 1, 3, {size}, {size}) for this vision tower, got "
+                f"{tuple(pixel_values.shape)}: use this checkpoint's processor."
+            )
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            chunks = (
+                self.vision_tower(pixel_values=chunk).last_hidden_state
+                for chunk in pixel_values.split(self.frames_per_chunk)
+            )
+            if torch.is_grad_enabled():
+                return torch.cat(list(chunks))
+            # Written into place: joining a list of chunks would hold a long video's features twice.
+            features = None
+            start = 0
+            for chunk in chunks:
+                if features is None:
+                    features = chunk.new_empty(len(pixel_values), *chunk.shape[1:])
+                features[start : start + len(chunk)] = chunk
+                start += len(chunk)
+            return features
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_indices: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        return_dict: bool = False,
+    ) -> torch.Tensor | LlamaVidVisualOutput:
+        """
+        The visual tokens of every image placeholder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, 3, height, width)`, *optional*): The distinct images.
+            qformer_input_ids (`torch.LongTensor` of shape `(num_image_placeholders, length)`):
+                The instruction that guides each placeholder; not needed without context tokens.
+            qformer_attention_mask (`torch.Tensor` of the same shape, *optional*): Its padding mask.
+            image_indices (`torch.LongTensor` of shape `(num_image_placeholders,)`, *optional*):
+                Which image each placeholder shows; 0, 1, 2 … by default.
+            image_features (`torch.Tensor` of shape `(num_images, rows, vision_hidden_size)`, *optional*):
+                What `encode_frames` gave, instead of `pixel_values`.
+            return_dict (`bool`): Whether to return a [`LlamaVidVisualOutput`], whose `pooler_output` holds the tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(num_image_placeholders, tokens, hidden_size)`, or a [`LlamaVidVisualOutput`].
+        """
+        features = self._features("image", pixel_values, image_features)
+        frames = torch.arange(len(features)) if image_indices is None else image_indices.cpu()
+        _check_indices("image_indices", frames, len(features))
+        return self._visual_tokens(
+            features,
+            frames,
+            torch.arange(len(frames)),
+            qformer_input_ids,
+            qformer_attention_mask,
+            self.config.image_grid_size,
+            self.config.image_qformer_uses_cls,
+            return_dict,
+        )
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        qformer_input_ids_videos: torch.Tensor | None = None,
+        qformer_attention_mask_videos: torch.Tensor | None = None,
+        video_indices: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        return_dict: bool = False,
+    ) -> torch.Tensor | LlamaVidVisualOutput:
+        """
+        The visual tokens of every video placeholder, frame by frame.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(total_frames, 3, height, width)`, *optional*):
+                The frames of the distinct videos, one after another.
+            video_num_frames (`torch.LongTensor` of shape `(num_videos,)`, *optional*):
+                Frames of each video; by default all frames are one video.
+            qformer_input_ids_videos (`torch.LongTensor` of shape `(num_video_placeholders, length)`):
+                The instruction that guides each placeholder; not needed without context tokens.
+            qformer_attention_mask_videos (`torch.Tensor` of the same shape, *optional*): Its padding mask.
+            video_indices (`torch.LongTensor` of shape `(num_video_placeholders,)`, *optional*):
+                Which video each placeholder shows; 0, 1, 2 … by default.
+            video_features (`torch.Tensor` of shape `(total_frames, rows, vision_hidden_size)`, *optional*):
+                What `encode_frames` gave, instead of `pixel_values_videos`.
+            return_dict (`bool`): Whether to return a [`LlamaVidVisualOutput`], whose `pooler_output` holds the tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(total_placeholder_frames, tokens, hidden_size)`, or a [`LlamaVidVisualOutput`].
+        """
+        features = self._features("video", pixel_values_videos, video_features)
+        num_frames = torch.tensor([len(features)]) if video_num_frames is None else video_num_frames.cpu()
+        if num_frames.sum() != len(features) or (num_frames < 1).any():
+            raise ValueError(
+                f"`video_num_frames={num_frames.tolist()}` adds up to {int(num_frames.sum())}, but {len(features)} "
+                "frames were given; every video needs at least one."
+            )
+        videos = torch.arange(len(num_frames)) if video_indices is None else video_indices.cpu()
+        _check_indices("video_indices", videos, len(num_frames))
+        starts = num_frames.cumsum(0) - num_frames
+        frames = torch.cat([torch.arange(starts[v], starts[v] + num_frames[v]) for v in videos])
+        return self._visual_tokens(
+            features,
+            frames,
+            torch.arange(len(videos)).repeat_interleave(num_frames[videos]),
+            qformer_input_ids_videos,
+            qformer_attention_mask_videos,
+            self.config.video_grid_size,
+            self.config.video_qformer_uses_cls,
+            return_dict,
+        )
+
+    def _features(self, kind: str, pixels: torch.Tensor | None, features: torch.Tensor | None) -> torch.Tensor:
+        """The visual encoder's output for one modality, from pixels or as it was passed back."""
+        if (pixels is None) == (features is None):
+            pixels_name = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
+            raise ValueError(f"Pass exactly one of `{pixels_name}` and `{kind}_features`.")
+        if pixels is not None:
+            return self.encode_frames(pixels)
+        num_patches, width = self.config.patch_grid_side**2, self.config.vision_config.hidden_size
+        if features.ndim != 3 or features.shape[1] not in (num_patches, num_patches + 1) or features.shape[2] != width:
+            raise ValueError(
+                f"`{kind}_features` must have the shape (frames, {num_patches} or {num_patches + 1} with CLS first, "
+                f"{width}) for this checkpoint, got {tuple(features.shape)}: pass what its `encode_frames` returned."
+            )
+        return features.to(self.vision_tower.dtype)
+
+    def _visual_tokens(
+        self,
+        features: torch.Tensor,  # (encoded frames, rows, C)
+        frames: torch.Tensor,  # (frames,) which encoded frame each token group shows
+        instructions: torch.Tensor,  # (frames,) which row of `qformer_input_ids` guides it
+        qformer_input_ids: torch.Tensor | None,
+        qformer_attention_mask: torch.Tensor | None,
+        grid_size: int | None,
+        uses_cls: bool,
+        return_dict: bool,
+    ) -> torch.Tensor | LlamaVidVisualOutput:
+        """Context and content tokens of `frames`, a chunk of them at a time."""
+        if self.config.use_context_token:
+            self._check_instructions(qformer_input_ids, qformer_attention_mask, int(instructions.max()) + 1)
+            if uses_cls and features.shape[1] == self.config.patch_grid_side**2:
+                raise ValueError(
+                    f"The features have {features.shape[1]} rows and so no CLS, which this checkpoint's text decoder "
+                    "attends to: keep the CLS row, or set the configuration's `image_/video_qformer_uses_cls` to False."
+                )
+        tokens, attentions = [], []
+        for start in range(0, len(frames), self.frames_per_chunk):
+            chunk = slice(start, start + self.frames_per_chunk)
+            visual = features[frames[chunk].to(features.device)]  # (chunk, rows, C)
+            patches = visual[:, -(self.config.patch_grid_side**2) :]  # (chunk, N, C), CLS dropped
+            parts = []
+            if self.config.use_context_token:
+                rows = instructions[chunk].to(qformer_input_ids.device)
+                ids = qformer_input_ids[rows]  # (chunk, length)
+                mask = torch.ones_like(ids) if qformer_attention_mask is None else qformer_attention_mask[rows]
+                # Kept features may lie on the CPU: they follow the instructions a chunk at a time.
+                visual, patches = visual.to(ids.device), patches.to(ids.device)
+                text_query, query_mask = self._text_query(ids, mask, visual if uses_cls else patches)
+                context, weights = self.context_attention(text_query, patches, query_mask)
+                parts.append(context)
+                attentions.append(weights)
+            if self.config.use_content_token:
+                parts.append(self.multi_modal_projector(_pool_patches(patches, grid_size)))
+            tokens.append(torch.cat([part.to(parts[0].device) for part in parts], dim=1))  # (chunk, tokens, H)
+        tokens = torch.cat(tokens)
+        if not return_dict:
+            return tokens
+        return LlamaVidVisualOutput(
+            last_hidden_state=features,
+            pooler_output=tokens,
+            context_attentions=torch.cat(attentions) if attentions else None,
+        )
+
+    def _text_query(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Q_t (frames, queries, qformer_hidden_size) of instruction and frame, and the mask of its real queries."""
+        if self.config.qformer_vision_proj:
+            visual = self.qformer_vision_proj(visual)
+        if self.config.qformer_layernorm:
+            visual = self.qformer_layernorm(visual)
+        if self.config.uses_bert_decoder:
+            outputs = self.qformer(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                encoder_hidden_states=visual,
+                use_cache=False,
+                return_dict=True,
+            )
+            return outputs.last_hidden_state, attention_mask
+        queries = self.query_tokens(torch.arange(self.config.num_query_tokens, device=input_ids.device))
+        queries = queries.expand(len(visual), -1, -1)  # (frames, M, Dq)
+        outputs = self.qformer(
+            input_ids=input_ids,
+            attention_mask=torch.cat([attention_mask.new_ones(queries.shape[:2]), attention_mask], dim=1),
+            query_embeds=queries,
+            encoder_hidden_states=visual,
+            return_dict=True,
+        )
+        return outputs.last_hidden_state[:, : queries.shape[1]], None
+
+    def _check_instructions(self, ids: torch.Tensor | None, mask: torch.Tensor | None, placeholders: int):
+        if ids is None:
+            raise ValueError(
+                "Visuals came without the instruction that guides their context tokens: pass `qformer_input_ids` for "
+                "images and `qformer_input_ids_videos` for videos, one row a placeholder (the processor makes them)."
+            )
+        if len(ids) != placeholders or (mask is not None and mask.shape != ids.shape):
+            raise ValueError(
+                f"The instructions must have one row for each of the {placeholders} visual placeholders, got ids of "
+                f"shape {tuple(ids.shape)}{'' if mask is None else f' and a mask of shape {tuple(mask.shape)}'}."
+            )
+
+
+def _build_vision_tower(config: LlamaVidConfig) -> PreTrainedModel:
+    """The visual encoder up to the layer that is read: what lies behind it would be parameters that nothing uses."""
+    vision_config = config.vision_config
+    if vision_config.model_type == "instructblip_vision_model":  # has no entry of its own in AutoModel
+        tower = InstructBlipVisionModel(vision_config)
+    else:
+        tower = AutoModel.from_config(vision_config)
+    layers = next(
+        module
+        for module in tower.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == vision_config.num_hidden_layers
+    )
+    del layers[config.vision_num_layers :]
+    for name, _ in list(tower.named_children()):
+        if name in ("post_layernorm", "layernorm", "head", "pooler"):
+            setattr(tower, name, nn.Identity())
+    return tower
+
+
+def _build_text_decoder(config: LlamaVidConfig) -> PreTrainedModel:
+    """The Q-Former, or the ablated BERT decoder."""
+    if config.uses_bert_decoder:
+        return BertModel(config.qformer_config, add_pooling_layer=False)
+    if not InstructBlipQFormerModel._supports_sdpa:  # older transformers: eager is all that it has
+        config.qformer_config._attn_implementation = "eager"
+    return InstructBlipQFormerModel(config.qformer_config)
+
+
+def _pool_patches(patches: torch.Tensor, grid_size: int | None) -> torch.Tensor:
+    """Average the (frames, side * side, C) patches to (frames, grid_size * grid_size, C); None leaves every patch."""
+    if grid_size is None:
+        return patches
+    if grid_size == 1:
+        return patches.mean(dim=1, keepdim=True)
+    frames, num_patches, width = patches.shape
+    side = int(num_patches**0.5)
+    grid = patches.transpose(1, 2).reshape(frames, width, side, side)
+    return nn.functional.avg_pool2d(grid, side // grid_size).flatten(2).transpose(1, 2)
+
+
+def _check_indices(name: str, indices: torch.Tensor, number: int):
+    if len(indices) == 0 or indices.min() < 0 or indices.max() >= number:
+        raise ValueError(f"`{name}={indices.tolist()}` must name the {number} given visuals by 0 … {number - 1}.")

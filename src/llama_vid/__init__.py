@@ -1,0 +1,1 @@
+"""LLaMA-VID for transformers."""
