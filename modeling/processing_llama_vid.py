@@ -1,0 +1,457 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""The LLaMA-VID processor: prompts with expanded placeholders, and the instruction that guides each of them."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import AddedToken, BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+
+from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
+from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_videos
+
+# The sentences that stand around a film in the long-video data (stage 3): not words about what to look for.
+FILM_INTRODUCTION = "Below is a movie. Memorize the content and answer my question after watching this movie."
+FILM_END = "Now the movie end."
+
+# The released text decoder saw at most so many word pieces of an instruction, and its end where it was longer.
+MAX_INSTRUCTION_LENGTH = 256
+
+
+class LlamaVidProcessorKwargs(ProcessingKwargs, total=False):
+    videos_kwargs: LlamaVidVideosKwargs
+    _defaults = {}  # older transformers ask for it
+
+
+class _Turn(NamedTuple):
+    """A message or a stretch of a prompt: the user's words in it (`None` for others') and its placeholders in order."""
+
+    user_text: str | None
+    placeholders: list[str]
+
+
+class _EncodedVideo(NamedTuple):
+    """A video as `encode_frames` returned it: (num_frames, rows, vision_hidden_size)."""
+
+    features: torch.Tensor
+
+
+class LlamaVidProcessor(ProcessorMixin):
+    r"""
+    Prompts, images and videos to the inputs of [`LlamaVidForConditionalGeneration`].
+
+    Every `<image>` and `<video>` is expanded to its visual's tokens and guided by an instruction: the last user turn
+    before the next turn that brings its own visual (its own question where each turn has a visual, the latest question
+    about a visual that is talked about in several turns). A visual that is given several times is encoded once.
+
+    Args:
+        image_processor (`LlavaImageProcessor`):
+            For images: padded to a square with the mean colour, the encoder's size.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The language model's; `<image>` and `<video>` are added as special tokens where it lacks them.
+        video_processor (`LlamaVidVideoProcessor`):
+            Samples, decodes and prepares video frames.
+        qformer_tokenizer (`PreTrainedTokenizerBase`):
+            The text decoder's (BERT's in the released checkpoints).
+        chat_template (`str`, *optional*):
+            A Jinja template, or the name of one of ours: `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`.
+        image_seq_length (`int`, *optional*, defaults to 257):
+            Tokens of an image; the model's `config.image_seq_length`.
+        frame_seq_length (`int`, *optional*, defaults to 2):
+            Tokens of a video frame; the model's `config.frame_seq_length`.
+        default_instruction (`str`, *optional*, defaults to `"Describe the image concisely."`):
+            Guides visuals in prompts without user text (stage 1's caption request, paper).
+        user_turn_markers (`list[str]`, *optional*):
+            What stands before and after a user turn in a rendered prompt; found by rendering a probe chat.
+        image_token (`str`, *optional*, defaults to `"<image>"`): The image placeholder.
+        video_token (`str`, *optional*, defaults to `"<video>"`): The video placeholder.
+
+    Raises:
+        ValueError: from a call, where placeholders and visuals do not match, a visual is not finite or cannot be
+            read, or truncation would cut visual tokens.
+    """
+
+    valid_processor_kwargs = LlamaVidProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        qformer_tokenizer=None,
+        chat_template: str | None = None,
+        image_seq_length: int = 257,
+        frame_seq_length: int = 2,
+        default_instruction: str = "Describe the image concisely.",
+        user_turn_markers: list[str] | None = None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+    ):
+        self.image_seq_length = image_seq_length
+        self.frame_seq_length = frame_seq_length
+        self.default_instruction = default_instruction
+        self.image_token = image_token
+        self.video_token = video_token
+        missing = [token for token in (image_token, video_token) if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in missing], True)
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([image_token, video_token])
+        qformer_tokenizer.truncation_side = "left"
+        qformer_tokenizer.padding_side = "right"
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            qformer_tokenizer,
+            chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
+        )
+        if user_turn_markers is None and self.chat_template is not None:
+            user_turn_markers = find_user_turn_markers(self.apply_chat_template)
+        self.user_turn_markers = user_turn_markers
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_indices"]
+        names += [*self.video_processor.model_input_names, "video_indices"]
+        for suffix in ("", "_videos"):
+            names += [f"qformer_input_ids{suffix}", f"qformer_attention_mask{suffix}"]
+        return names
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        videos=None,
+        audio=None,
+        instructions: str | list[str] | list[list[str]] | None = None,
+        video_features: list[torch.Tensor] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            images (`ImageInput`, *optional*):
+                Images (PIL, arrays, paths, URLs), flat in the order of their placeholders or a list for each sample.
+                The same object or path given twice is encoded once.
+            text (`str` or `list[str]`, *optional*):
+                Prompts with one `<image>` or `<video>` for each visual.
+            videos (`VideoInput`, *optional*):
+                Videos (paths, URLs, bytes, arrays, lists of frames), in the order of their placeholders.
+            instructions (`str`, `list[str]` or `list[list[str]]`, *optional*):
+                What guides the placeholders: one for all, or one for each in the order of the batch (or a list for each
+                sample). By default it is read from the prompts' user turns.
+            video_features (`list[torch.Tensor]` of shapes `(num_frames, rows, vision_hidden_size)`, *optional*):
+                What `encode_frames` returned, for each video placeholder, instead of `videos`.
+            **kwargs: transformers' `text_kwargs`, `images_kwargs` and `videos_kwargs`, flat or as dictionaries.
+
+        Returns:
+            `BatchFeature` with, as far as given, `input_ids`, `attention_mask`, `pixel_values` (distinct images),
+            `image_indices`, `pixel_values_videos` or `video_features` (frames of the distinct videos),
+            `video_num_frames`, `video_indices`, and `qformer_input_ids[_videos]`, `qformer_attention_mask[_videos]`
+            with a row for each placeholder.
+        """
+        if audio is not None:
+            raise ValueError("`audio` was given, but LLaMA-VID takes images, videos and text: leave it out.")
+        if video_features is not None:
+            if videos is not None:
+                raise ValueError("Both `videos` and `video_features` were given: pass one of them.")
+            videos = [_EncodedVideo(features) for features in video_features]
+        if text is None:
+            return super().__call__(images=images, videos=videos, **kwargs)
+        prompts = [text] if isinstance(text, str) else list(text)
+        turns = [self._turns_of_prompt(prompt) for prompt in prompts]
+        if instructions is None:
+            if self.user_turn_markers == [] and any(turn.placeholders for prompt in turns for turn in prompt):
+                raise ValueError(
+                    "The chat template's user turns cannot be told apart in a rendered prompt: pass `instructions`, or "
+                    "messages to `apply_chat_template(…, tokenize=True)`."
+                )
+            instructions = [guide for prompt in turns for guide in _guides(prompt, self.default_instruction)]
+        bos_token = self.tokenizer.bos_token
+        if bos_token is not None and prompts and prompts[0].startswith(bos_token):
+            kwargs.setdefault("add_special_tokens", False)
+        outputs = super().__call__(images=images, text=prompts, videos=videos, **kwargs)
+        kinds = [kind for prompt in turns for turn in prompt for kind in turn.placeholders]
+        outputs.update(self._tokenize_instructions(instructions, kinds, kwargs))
+        return outputs
+
+    def apply_chat_template(
+        self, conversation, chat_template: str | None = None, processor_kwargs: dict | None = None, **kwargs
+    ):
+        """
+        As [`ProcessorMixin.apply_chat_template`]; with `tokenize=True` the instructions come from the messages. The
+        messages are not changed.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`):
+                Messages, or a batch of them: text, or parts `{"type": "text", "text": …}`, `{"type": "image", …}`,
+                `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video`, or a video that
+                `encode_frames` encoded under `features`.
+            chat_template (`str`, *optional*):
+                A template, or the name of one of ours, instead of the processor's.
+            processor_kwargs (`dict`, *optional*):
+                Arguments of the processor's call (`fps`, `num_frames`, `padding` …); they are also taken directly.
+            **kwargs: transformers' arguments, and variables of the template.
+        """
+        is_batched = len(conversation) > 0 and not _is_message(conversation[0])
+        conversations = [_copy_messages(messages) for messages in (conversation if is_batched else [conversation])]
+        template = CHAT_TEMPLATES.get(chat_template, chat_template)
+        processor_kwargs = dict(processor_kwargs or {})
+        if kwargs.get("tokenize"):
+            # Older versions drop `processor_kwargs` when they find others among the template's variables.
+            for name in [name for name in kwargs if name in self._call_kwargs]:
+                processor_kwargs[name] = kwargs.pop(name)
+            turns = [[self._turn_of_message(message) for message in messages] for messages in conversations]
+            guides = [_guides(messages, self.default_instruction) for messages in turns]
+            processor_kwargs.setdefault("instructions", guides)
+            if features := _features_of(conversations):
+                processor_kwargs["video_features"] = features
+            self._check_masks(kwargs, turns)
+        return super().apply_chat_template(
+            conversations if is_batched else conversations[0],
+            chat_template=template,
+            processor_kwargs=processor_kwargs,
+            **kwargs,
+        )
+
+    @property
+    def _call_kwargs(self) -> set[str]:
+        """Names that belong to the processor's call and not to a chat template."""
+        kinds = LlamaVidProcessorKwargs.__annotations__
+        names = {name for kind in ("text_kwargs", "images_kwargs") for name in kinds[kind].__annotations__}
+        names |= set(LlamaVidVideosKwargs.__annotations__) | set(kinds) | {"instructions"}
+        return names - {"return_tensors"}  # the template method's own
+
+    def _check_masks(self, kwargs: dict, turns: list[list[_Turn]]):
+        expands = any(turn.placeholders for messages in turns for turn in messages)
+        if (
+            kwargs.get("return_assistant_tokens_mask")
+            and expands
+            and Version(transformers.__version__) < Version("5.18")
+        ):
+            raise ValueError(
+                f"transformers {transformers.__version__} misplaces `return_assistant_tokens_mask` in prompts with "
+                "images or videos: upgrade to 5.18 or later."
+            )
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """As in transformers; an image that is given several times by the same path or URL is loaded once."""
+        if text is not None and len(text) == 0:
+            raise ValueError("`text` is an empty batch: pass at least one prompt.")
+        if images is not None:
+            images = self._load_images(images, {})
+        return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+    def _load_images(self, images, loaded: dict):
+        if isinstance(images, list | tuple):
+            return [self._load_images(image, loaded) for image in images]
+        if isinstance(images, str | Path):
+            if str(images) not in loaded:
+                loaded[str(images)] = self.image_processor.fetch_images(str(images))
+            return loaded[str(images)]
+        return images
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """
+        Check that every placeholder has its visual and every visual its placeholder.
+
+        Raises:
+            ValueError: naming the first sample that does not fit, where visuals are given by sample, or the totals.
+        """
+        if images is None and text is None and videos is None:
+            raise ValueError(f"{self.__class__.__name__} needs at least one of `images`, `text` and `videos`.")
+        if text is None:
+            return
+        for kind, token, visuals, flatten in (
+            ("image", self.image_token, images, make_flat_list_of_images),
+            ("video", self.video_token, videos, _flatten_videos),
+        ):
+            placeholders = [prompt.count(token) for prompt in text]
+            number = 0 if visuals is None else len(flatten(visuals))
+            if sum(placeholders) == number:
+                continue
+            where = ""
+            if isinstance(visuals, list | tuple) and len(visuals) == len(text) > 1:
+                given = [len(flatten(sample)) if isinstance(sample, list) and sample else 0 for sample in visuals]
+                wrong = next((i for i, pair in enumerate(zip(placeholders, given, strict=True)) if len(set(pair)) > 1))
+                where = f" (first in sample {wrong}: {placeholders[wrong]} and {given[wrong]})"
+            raise ValueError(
+                f"The text has {sum(placeholders)} `{token}` placeholders, but {number} {kind}s were given{where}: "
+                f"write one `{token}` for each {kind}."
+            )
+
+    def _process_images(self, images, **kwargs) -> tuple[BatchFeature, list[str]]:
+        images = make_flat_list_of_images(images)
+        distinct, indices = _distinct(images, id)
+        processed = self.image_processor(distinct, **kwargs)
+        for index, pixels in enumerate(processed["pixel_values"]):
+            if not torch.isfinite(torch.as_tensor(pixels)).all():
+                raise ValueError(f"Image {indices.index(index)} has values that are not finite (NaN or infinite).")
+        processed["image_indices"] = indices
+        return processed, [self.replace_image_token(processed, index) for index in indices]
+
+    def _process_videos(self, videos, **kwargs) -> tuple[BatchFeature, list[str]]:
+        distinct, indices = _distinct(_flatten_videos(videos), _video_identity)
+        if isinstance(distinct[0], _EncodedVideo):
+            features = [video.features for video in distinct]
+            processed = BatchFeature(
+                {
+                    "video_features": features[0] if len(features) == 1 else torch.cat(features),
+                    "video_num_frames": [len(frames) for frames in features],
+                }
+            )
+        else:
+            processed = self.video_processor(distinct, **kwargs)
+        processed["video_indices"] = indices
+        return processed, [self.replace_video_token(processed, index) for index in indices]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The placeholders that image `image_idx` (among the distinct ones) expands to."""
+        return self.image_token * self.image_seq_length
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        """The placeholders that video `video_idx` (among the distinct ones) expands to."""
+        return self.video_token * (self.frame_seq_length * int(video_inputs["video_num_frames"][video_idx]))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """Tokens of images of `image_sizes` (height, width) and videos of `video_sizes` (num_frames, height, width)."""
+        counts = {}
+        if image_sizes is not None:
+            counts["num_image_tokens"] = [self.image_seq_length] * len(image_sizes)
+            counts["num_image_patches"] = [1] * len(image_sizes)
+        if video_sizes is not None:
+            counts["num_video_tokens"] = [self.frame_seq_length * size[0] for size in video_sizes]
+        return MultiModalData(**counts)
+
+    def _tokenize_instructions(self, instructions, kinds: list[str], kwargs: dict) -> dict:
+        """Text decoder ids of every placeholder, images and videos apart."""
+        if isinstance(instructions, str):
+            instructions = [instructions] * len(kinds)
+        elif any(isinstance(sample, list | tuple) for sample in instructions):
+            instructions = [instruction for sample in instructions for instruction in sample]
+        if len(instructions) != len(kinds):
+            raise ValueError(
+                f"{len(instructions)} `instructions` were given for {len(kinds)} placeholders: pass one for each, or "
+                "one string for all."
+            )
+        return_tensors = kwargs.get("return_tensors", kwargs.get("text_kwargs", {}).get("return_tensors"))
+        encoded = {}
+        for kind, suffix in (("image", ""), ("video", "_videos")):
+            texts = [text for text, of_kind in zip(instructions, kinds, strict=True) if of_kind == kind]
+            if texts:
+                # `[SEP]` typed by a user is text, and no end of the instruction.
+                tokens = self.qformer_tokenizer(
+                    texts,
+                    padding=True,
+                    truncation=True,
+                    max_length=MAX_INSTRUCTION_LENGTH,
+                    split_special_tokens=True,
+                    return_tensors=return_tensors,
+                )
+                encoded[f"qformer_input_ids{suffix}"] = tokens["input_ids"]
+                encoded[f"qformer_attention_mask{suffix}"] = tokens["attention_mask"]
+        return encoded
+
+    def _placeholders(self, text: str) -> list[str]:
+        kinds = {self.image_token: "image", self.video_token: "video"}
+        return [kinds[token] for token in re.findall("|".join(map(re.escape, kinds)), text)]
+
+    def _user_text(self, text: str) -> str:
+        """A user turn's words: without placeholders and the sentences around a film."""
+        other = "|".join(map(re.escape, (self.image_token, self.video_token, FILM_INTRODUCTION, FILM_END)))
+        return re.sub(rf"\n?(?:{other})", "", text).strip()
+
+    def _turn_of_message(self, message: dict) -> _Turn:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            tokens = {"image": self.image_token, "video": self.video_token}
+            content = "\n".join(part.get("text") or tokens.get(part["type"], "") for part in content)
+        return _Turn(self._user_text(content) if message["role"] == "user" else None, self._placeholders(content))
+
+    def _turns_of_prompt(self, prompt: str) -> list[_Turn]:
+        """A rendered prompt as turns, by the markers around user turns; without markers it has no user text."""
+        if not self.user_turn_markers:
+            return [_Turn(None, self._placeholders(prompt))]
+        start, end = map(re.escape, self.user_turn_markers)
+        turns, position = [], 0
+        for match in re.finditer(f"{start}(.*?)(?:{end}|$)", prompt, flags=re.DOTALL):
+            turns.append(_Turn(None, self._placeholders(prompt[position : match.start()])))
+            turns.append(_Turn(self._user_text(match[1]), self._placeholders(match[1])))
+            position = match.end()
+        return [*turns, _Turn(None, self._placeholders(prompt[position:]))]
+
+
+def _guides(turns: list[_Turn], default: str) -> list[str]:
+    """One instruction for each placeholder: the last user turn before the next turn that brings its own visual."""
+    bringing = [i for i, turn in enumerate(turns) if turn.placeholders]
+    guides = []
+    for i, following in zip(bringing, [*bringing, len(turns)][1:], strict=True):
+        asked = [turn.user_text for turn in turns[i:following] if turn.user_text]
+        earlier = [turn.user_text for turn in turns[:i] if turn.user_text]
+        guide = (asked or earlier or [default])[-1]
+        guides += [guide] * len(turns[i].placeholders)
+    return guides
+
+
+def _distinct(items: list, key) -> tuple[list, list[int]]:
+    """The distinct items in order, and for each item its place among them."""
+    places = {}
+    indices = [places.setdefault(key(item), len(places)) for item in items]
+    return [items[indices.index(place)] for place in range(len(places))], indices
+
+
+def _flatten_videos(videos) -> list:
+    encoded = isinstance(videos, list) and all(isinstance(video, _EncodedVideo) for video in videos)
+    return videos if encoded else flatten_videos(videos)
+
+
+def _video_identity(video):
+    if isinstance(video, str | Path):
+        return str(video)
+    return id(video.features if isinstance(video, _EncodedVideo) else video)
+
+
+def _features_of(conversations: list) -> list[torch.Tensor]:
+    """The encoded videos of messages, in order."""
+    parts = [
+        part
+        for messages in conversations
+        for message in messages
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+        if part["type"] == "video"
+    ]
+    features = [part["features"] for part in parts if "features" in part]
+    if features and len(features) < len(parts):
+        raise ValueError(
+            f"{len(features)} of {len(parts)} videos come as `features`, the others as files: encode all of a batch or "
+            "none."
+        )
+    return features
+
+
+def _is_message(item) -> bool:
+    return isinstance(item, dict) or hasattr(item, "content")
+
+
+def _copy_messages(messages) -> list:
+    """Messages whose lists and dictionaries are new, because transformers rewrites content in place."""
+    copied = []
+    for message in messages:
+        content = message["content"] if isinstance(message, dict) else message.content
+        if not isinstance(content, str | None):
+            content = [dict(part) for part in content]
+            for part in content:
+                if "subtitles" in part or isinstance(part.get("features"), str | Path):
+                    raise ValueError("`subtitles` and files of `features` are not supported by this version.")
+                if isinstance(part.get("path"), Path):
+                    part["path"] = str(part["path"])
+        copied.append({**message, "content": content} if isinstance(message, dict) else message)
+    return copied
+
+
+__all__ = ["LlamaVidProcessor"]

@@ -1,0 +1,160 @@
+"""
+Make the embedded checkpoint `src/llama_vid/tiny`: real in every part, small, and untrained.
+
+    python recipes/tiny/make_checkpoint.py [--output src/llama_vid/tiny] [--seed 0]
+
+All widths differ, so that a mix-up of two of them fails. The weights follow from the seed alone.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from llama_vid.composition import build_processor
+from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
+
+LLM_VOCABULARY = 900
+BERT_VOCABULARY = 600
+
+
+def corpus() -> list[str]:
+    """Sentences about coloured shapes that move, the language of the small world that the tiny model will be taught."""
+    colours = "red green blue yellow white black orange purple cyan pink grey brown".split()
+    shapes = "circle square triangle star cross diamond ring bar".split()
+    moves = "enters from the left,leaves to the right,moves up,moves down,turns,stops,grows,shrinks,is hidden".split(
+        ","
+    )
+    sentences = [
+        f"The {colour} {shape} {move}."
+        for (colour, shape), move in zip(product(colours, shapes), moves * 11, strict=False)
+    ]
+    sentences += [f"What colour is the {shape} that {move}?" for shape, move in product(shapes, moves)]
+    sentences += [f"How many {colour} {shape}s are there?" for colour, shape in product(colours, shapes)]
+    return [
+        *sentences,
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: ASSISTANT:",
+        "Below is a movie. Memorize the content and answer my question after watching this movie. Now the movie end.",
+        "Describe the image concisely. What is happening in this video? What is moving? Which shape comes first, which "
+        "comes last? When, in which second, does it appear? Is there any? Yes, there is. No, there is none.",
+        "What was said when the shape was shown? Who said it, and why? Nobody said anything. left right top bottom "
+        "before after first second third last zero one two three four five six seven eight nine ten",
+        "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?'\"()-",
+    ]
+
+
+def llm_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer like Vicuna's: BPE over "▁", bytes to fall back on, "▁" before what follows a special token, BOS."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=LLM_VOCABULARY, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(sentences, trainer)
+    # The trainer marks every given token as special; bytes are ordinary ones.
+    backend = Tokenizer(backend.model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+def bert_tokenizer(sentences: list[str]) -> BertTokenizer:
+    """A BERT tokenizer (lower-cased word pieces), trained on the same sentences."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=BERT_VOCABULARY, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(sentences, trainer)
+    vocab = dict(sorted(backend.get_vocab().items(), key=lambda item: item[1]))
+    return BertTokenizer(vocab=vocab, model_max_length=512)
+
+
+def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
+    """The architecture; `<image>` and `<video>` are the language model's last two rows."""
+    return LlamaVidConfig(
+        vision_config={
+            "model_type": "instructblip_vision_model",
+            "hidden_size": 56,
+            "intermediate_size": 144,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 56,
+            "patch_size": 14,
+            "initializer_range": 0.02,
+        },
+        qformer_config={
+            "model_type": "instructblip_qformer",
+            "vocab_size": bert_vocabulary,
+            "hidden_size": 40,
+            "intermediate_size": 104,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 5,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": llm_vocabulary + 2,
+            "hidden_size": 64,
+            "intermediate_size": 168,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        num_query_tokens=8,
+        image_token_id=llm_vocabulary,
+        video_token_id=llm_vocabulary + 1,
+    )
+
+
+def make_checkpoint(output: Path, seed: int) -> None:
+    """Write the checkpoint, weights and processor, without code: the package's own is used."""
+    sentences = corpus()
+    tokenizer, qformer_tokenizer = llm_tokenizer(sentences), bert_tokenizer(sentences)
+    config = tiny_config(len(tokenizer), len(qformer_tokenizer))
+    torch.manual_seed(seed)
+    model = LlamaVidForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)
+    processor = build_processor(config, tokenizer, qformer_tokenizer)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        partial = Path(folder) / output.name
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for code in partial.glob("*.py"):
+            code.unlink()
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print(f"{output.name}: {model.num_parameters():,} parameters, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "src" / "llama_vid" / "tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    make_checkpoint(arguments.output, arguments.seed)

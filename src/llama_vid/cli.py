@@ -1,0 +1,113 @@
+"""The command line: every command is a thin call of a public function."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="llama-vid",
+    help="LLaMA-VID: two tokens per video frame, so that hour-long films fit.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+
+
+@app.callback()
+def commands() -> None:
+    """LLaMA-VID: two tokens per video frame, so that hour-long films fit."""
+
+
+@app.command()
+def ask(
+    video: Annotated[str, typer.Argument(help="A video file or an http(s) URL.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames to sample evenly, instead of --fps.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most, in tokens.")] = 128,
+) -> None:
+    """
+    Ask a question about a video.
+
+    Example: `llama-vid ask clip.mp4 "What is moving?"`
+    """
+    from llama_vid.session import TINY_CHECKPOINT
+    from llama_vid.session import ask as ask_video
+
+    with console.status("Decoding, encoding and answering …"):
+        answer = ask_video(
+            video,
+            question,
+            model=model or TINY_CHECKPOINT,
+            fps=fps,
+            num_frames=num_frames,
+            max_frames=max_frames,
+            max_new_tokens=max_new_tokens,
+        )
+    print(answer.text)
+    if model is None:
+        console.print(
+            "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
+            "Pass --model for a trained one.",
+            style="yellow",
+        )
+    console.print(
+        f"{answer.num_frames} frames, {answer.tokens_per_frame} tokens per frame, "
+        f"{answer.prompt_length} tokens in the prompt, {answer.seconds:.2f} s",
+        style="dim",
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An original checkpoint: a full one, or stage 1's mm_projector.bin.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(help="`eva_vit_g.pth` or a transformers folder, if the checkpoint has no vision weights."),
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="The language model under a stage-1 checkpoint.")] = None,
+    qformer_tokenizer: Annotated[str | None, typer.Option(help="A BERT tokenizer's folder or Hub id.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The language model's tokenizer, if not beside it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; by default as stored.")] = None,
+    video_qformer_uses_cls: Annotated[
+        bool,
+        typer.Option(help="--no-… for the released long-video checkpoint, whose text decoder saw frames without CLS."),
+    ] = True,
+) -> None:
+    """
+    Convert an original LLaMA-VID checkpoint to a self-contained transformers folder.
+
+    Example: `llama-vid convert llama-vid-7b-full-224-long-video out --vision-tower eva_vit_g.pth
+    --no-video-qformer-uses-cls`
+    """
+    from llama_vid.conversion import convert_checkpoint
+
+    report = convert_checkpoint(
+        source,
+        output,
+        vision_tower=vision_tower,
+        base_model=base_model,
+        qformer_tokenizer=qformer_tokenizer,
+        tokenizer=tokenizer,
+        config_overrides=None if video_qformer_uses_cls else {"video_qformer_uses_cls": False},
+        dtype=dtype,
+    )
+    print(report)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is told in one line, without a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
