@@ -224,13 +224,16 @@ class LlamaVidModel(LlamaVidVisualModel):
 class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin):
     """[`LlamaVidModel`] with a language-modelling head: answers about images and videos."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LlamaVidConfig):
         super().__init__(config)
         self.model = LlamaVidModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Language models name their input embedding differently.
+        embedding = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     @property

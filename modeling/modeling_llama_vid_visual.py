@@ -184,22 +184,19 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                 f"{tuple(pixel_values.shape)}: use this checkpoint's processor."
             )
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            chunks = (
-                self.vision_tower(pixel_values=chunk).last_hidden_state
-                for chunk in pixel_values.split(self.frames_per_chunk)
-            )
-            if torch.is_grad_enabled():
-                return torch.cat(list(chunks))
-            # Written into place: joining a list of chunks would hold a long video's features twice.
-            features = None
-            start = 0
-            for chunk in chunks:
-                if features is None:
-                    features = chunk.new_empty(len(pixel_values), *chunk.shape[1:])
-                features[start : start + len(chunk)] = chunk
-                start += len(chunk)
-            return features
+        chunks = pixel_values.split(self.frames_per_chunk)
+        if trains and torch.is_grad_enabled():
+            return torch.cat([self.vision_tower(pixel_values=chunk).last_hidden_state for chunk in chunks])
+        features, start = None, 0
+        for chunk in chunks:
+            with torch.no_grad():
+                encoded = self.vision_tower(pixel_values=chunk).last_hidden_state
+            if features is None:  # written into place: joining chunks would hold a long video's features twice
+                features = encoded.new_empty(len(pixel_values), *encoded.shape[1:])
+            features[start : start + len(chunk)] = encoded
+            start += len(chunk)
+            del encoded  # or it would stay while the next chunk is encoded
+        return features
 
     def get_image_features(
         self,

@@ -1,0 +1,11 @@
+"""Fixtures that several test files use."""
+
+import pytest
+from small_models import small_model
+
+from llama_vid.modeling import LlamaVidForConditionalGeneration
+
+
+@pytest.fixture
+def model() -> LlamaVidForConditionalGeneration:
+    return small_model()
