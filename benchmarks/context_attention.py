@@ -1,7 +1,8 @@
 """
 Context attention, folded against textbook, at the released sizes: time, and error against float64.
 
-    python benchmarks/context_attention.py [--frames 16] [--repeats 20] [--output benchmarks/results/context_attention.md]
+    python benchmarks/context_attention.py [--frames 16] [--repeats 20]
+                                           [--output benchmarks/results/context_attention.md]
 
 Both forms run in turn in one process, so that their ratio means something where absolute times do not.
 """
@@ -16,8 +17,6 @@ from report import environment, write
 
 from llama_vid.modeling import LlamaVidConfig
 from llama_vid.modeling.modeling_llama_vid import LlamaVidContextAttention
-
-INPUTS = ("queries", "patches")
 
 
 def textbook(attention: LlamaVidContextAttention, queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
@@ -37,15 +36,10 @@ def run(form, attention, queries, patches) -> dict:
     start = time.perf_counter()
     tokens = form(attention, queries, patches)
     middle = time.perf_counter()
-    wanted = [queries, patches, *attention.parameters()]
-    gradients = torch.autograd.grad(tokens.square().mean(), wanted)
+    gradients = torch.autograd.grad(tokens.square().mean(), [queries, patches, *attention.parameters()])
     end = time.perf_counter()
-    return {
-        "forward": 1e3 * (middle - start),
-        "backward": 1e3 * (end - middle),
-        "tokens": tokens,
-        "gradients": gradients,
-    }
+    times = {"forward": 1e3 * (middle - start), "backward": 1e3 * (end - middle)}
+    return {**times, "tokens": tokens.detach(), "gradients": gradients}
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:

@@ -31,14 +31,8 @@ def timed(run, device: str) -> tuple[float, torch.Tensor]:
 @torch.inference_mode()
 def main(frames: int, repeats: int, device: str, dtype: torch.dtype) -> str:
     torch.manual_seed(0)
-    stub = {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "vocab_size": 64,
-    }
-    config = LlamaVidConfig(text_config=stub, image_token_id=62, video_token_id=63)
+    stub = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    config = LlamaVidConfig(text_config={"model_type": "llama", **stub}, image_token_id=62, video_token_id=63)
     model = LlamaVidModel(config).to(device, dtype).eval()
     pixels = torch.randn(frames, 3, 224, 224, device=device, dtype=dtype)
     ids = torch.randint(1000, 2000, (1, 20), device=device)
@@ -51,12 +45,8 @@ def main(frames: int, repeats: int, device: str, dtype: torch.dtype) -> str:
             encoder.append(seconds)
         for name, grid in grids.items():
             config.video_grid_size = grid
-            seconds, _ = timed(
-                lambda features=features: model.get_video_features(
-                    qformer_input_ids_videos=ids, video_features=features
-                ),
-                device,
-            )
+            inputs = {"qformer_input_ids_videos": ids, "video_features": features}
+            seconds, _ = timed(lambda inputs=inputs: model.get_video_features(**inputs), device)
             if repeat:
                 after[name].append(seconds)
     base = statistics.median(encoder)
