@@ -28,6 +28,7 @@ def textbook(attention: LlamaVidContextAttention, queries: torch.Tensor, patches
 
 
 def folded(attention: LlamaVidContextAttention, queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """The form that the model uses."""
     return attention(queries, patches)[0]
 
 
@@ -43,10 +44,12 @@ def run(form, attention, queries, patches) -> dict:
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the float64 result."""
     return float((found.double() - exact).norm() / exact.norm())
 
 
 def main(frames: int, repeats: int) -> str:
+    """Run both forms in turn and return the table."""
     torch.manual_seed(0)
     config = LlamaVidConfig()  # 256 patches and CLS of width 1408, 32 queries of width 768, tokens of width 4096
     attention = LlamaVidContextAttention(config)

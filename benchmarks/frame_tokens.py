@@ -19,6 +19,7 @@ from llama_vid.modeling import LlamaVidConfig, LlamaVidModel
 
 
 def timed(run, device: str) -> tuple[float, torch.Tensor]:
+    """Seconds that `run()` takes, and its result."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -30,6 +31,7 @@ def timed(run, device: str) -> tuple[float, torch.Tensor]:
 
 @torch.inference_mode()
 def main(frames: int, repeats: int, device: str, dtype: torch.dtype) -> str:
+    """Run the encoder and what comes after it in turn and return the table."""
     torch.manual_seed(0)
     stub = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
     config = LlamaVidConfig(text_config={"model_type": "llama", **stub}, image_token_id=62, video_token_id=63)

@@ -74,9 +74,11 @@ class LlamaVidModel(LlamaVidVisualModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
+        """Replace the language model's token embedding."""
         self.language_model.set_input_embeddings(value)
 
     def _placeholder_mask(self, kind: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -246,15 +248,19 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         self.model.frames_per_chunk = value
 
     def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
+        """Replace the language model's token embedding."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The head."""
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module):
+        """Replace the head."""
         self.lm_head = value
 
     def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,7 @@ class LlamaVidKeyProjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        """Queries `(frames, num_queries, vision_hidden_size)` to the same shape, so that patches need no keys."""
         return queries @ self.weight
 
 
@@ -101,6 +102,7 @@ class LlamaVidMultiModalProjector(nn.Module):
         self.act = ACT2FN[config.projector_hidden_act]
 
     def forward(self, content: torch.Tensor) -> torch.Tensor:
+        """Pooled patches `(frames, tokens, vision_hidden_size)` to content tokens `(frames, tokens, hidden_size)`."""
         hidden_states = self.linear_1(content)
         for i in range(2, self.num_layers + 1):
             hidden_states = self.get_submodule(f"linear_{i}")(self.act(hidden_states))
@@ -108,6 +110,8 @@ class LlamaVidMultiModalProjector(nn.Module):
 
 
 class LlamaVidPreTrainedModel(PreTrainedModel):
+    """What every LLaMA-VID model shares: its configuration, its capabilities, how new weights are drawn."""
+
     config: LlamaVidConfig
     config_class = LlamaVidConfig
     base_model_prefix = "model"

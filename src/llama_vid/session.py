@@ -6,7 +6,7 @@ from importlib.resources import files
 from os import PathLike
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import llama_vid.modeling  # noqa: F401  (registers the classes with the Auto ones)
 
@@ -63,14 +63,12 @@ def ask(
         `Answer`
 
     Raises:
-        ValueError: if the question is empty or the video cannot be read.
+        ValueError: if the question is empty, the video cannot be read, or the checkpoint lacks tensors of the model.
     """
     if not question.strip():
         raise ValueError("`question` is empty: ask something about the video.")
     processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-    network = AutoModelForImageTextToText.from_pretrained(
-        model, trust_remote_code=trust_remote_code, device_map="cuda" if torch.cuda.is_available() else "cpu"
-    ).eval()
+    network = _load_model(model, trust_remote_code)
     start = time.perf_counter()
     chunks = processor.video_processor.iter_chunks(video, fps=fps, num_frames=num_frames, max_frames=max_frames)
     with torch.inference_mode():
@@ -92,3 +90,18 @@ def ask(
         prompt_length=prompt_length,
         seconds=time.perf_counter() - start,
     )
+
+
+def _load_model(model: str | PathLike, trust_remote_code: bool) -> PreTrainedModel:
+    """A checkpoint on the best device; transformers would fill missing tensors with random numbers and a warning."""
+    network, report = AutoModelForImageTextToText.from_pretrained(
+        model, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            names = ", ".join(sorted(map(str, report[problem]))[:5])
+            raise ValueError(
+                f"The checkpoint `{model}` has {len(report[problem])} {problem.replace('_', ' ')} ({names} …): it is "
+                "incomplete or not one of this model; download or convert it again."
+            )
+    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
