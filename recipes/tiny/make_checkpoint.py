@@ -21,7 +21,6 @@ from llama_vid.composition import build_processor
 from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
 
 LLM_VOCABULARY = 900
-BERT_VOCABULARY = 600
 
 
 def corpus() -> list[str]:
@@ -78,15 +77,14 @@ def llm_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
 
 
 def bert_tokenizer(sentences: list[str]) -> BertTokenizer:
-    """A BERT tokenizer (lower-cased word pieces), trained on the same sentences."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=BERT_VOCABULARY, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(sentences, trainer)
-    vocab = dict(sorted(backend.get_vocab().items(), key=lambda item: item[1]))
-    return BertTokenizer(vocab=vocab, model_max_length=512)
+    """A BERT tokenizer (lower-cased): every word of the sentences, and single characters for the others."""
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    texts = [normalizer.normalize_str(sentence) for sentence in sentences]
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)}
+    characters = sorted({character for word in words for character in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    pieces += sorted(words.difference(pieces))
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=512)
 
 
 def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
@@ -100,7 +98,6 @@ def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
             "num_attention_heads": 4,
             "image_size": 56,
             "patch_size": 14,
-            "initializer_range": 0.02,
         },
         qformer_config={
             "model_type": "instructblip_qformer",
@@ -130,13 +127,23 @@ def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
     )
 
 
+@torch.no_grad()
+def draw_weights(model: torch.nn.Module, seed: int) -> None:
+    """Weights of the size that keeps a signal's, so that question, frame and text all show in the output."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            fan_in = parameter.numel() // parameter.shape[0]
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+
+
 def make_checkpoint(output: Path, seed: int) -> None:
     """Write the checkpoint, weights and processor, without code: the package's own is used."""
     sentences = corpus()
     tokenizer, qformer_tokenizer = llm_tokenizer(sentences), bert_tokenizer(sentences)
     config = tiny_config(len(tokenizer), len(qformer_tokenizer))
-    torch.manual_seed(seed)
     model = LlamaVidForConditionalGeneration(config)
+    draw_weights(model, seed)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)
     processor = build_processor(config, tokenizer, qformer_tokenizer)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:

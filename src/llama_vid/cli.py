@@ -58,6 +58,7 @@ def ask(
             "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
             "Pass --model for a trained one.",
             style="yellow",
+            soft_wrap=True,
         )
     console.print(
         f"{answer.num_frames} frames, {answer.tokens_per_frame} tokens per frame, "
@@ -109,5 +110,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -1,0 +1,50 @@
+"""The command line: what it prints, and how it fails."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llama_vid.data.clips import make_demo_clip
+
+
+def llama_vid(*arguments: str) -> subprocess.CompletedProcess:
+    program = "import sys; from llama_vid.cli import main; sys.argv[0] = 'llama-vid'; main()"
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    return str(make_demo_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seconds=4))
+
+
+def test_ask_prints_answer_frames_cost_and_time(clip):
+    result = llama_vid("ask", clip, "What is moving?", "--max-new-tokens", "8")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert lines[0].strip()
+    assert "untrained" in result.stdout
+    assert "4 frames, 2 tokens per frame" in lines[-1]
+    assert lines[-1].endswith(" s")
+
+
+def test_errors_are_one_message_without_a_traceback(tmp_path):
+    result = llama_vid("ask", str(tmp_path / "missing.mp4"), "What?")
+    assert result.returncode == 1
+    assert "Error: Video file" in result.stderr
+    assert "does not exist" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_convert_says_what_is_wrong(tmp_path):
+    result = llama_vid("convert", str(tmp_path), str(tmp_path / "out"))
+    assert result.returncode == 1
+    assert "config.json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["ask", "convert"])
+def test_help_has_an_example(command):
+    result = llama_vid(command, "--help")
+    assert result.returncode == 0
+    assert f"llama-vid {command}" in result.stdout.replace("\n", " ")
