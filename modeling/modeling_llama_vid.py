@@ -51,7 +51,8 @@ class LlamaVidCausalLMOutputWithPast(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Next-token cross entropy, where `labels` are given.
-        logits (`torch.Tensor` of shape `(batch_size, kept positions, vocab_size)`): Scores of the head.
+        logits (`torch.Tensor` of shape `(batch_size, kept positions, vocab_size)`):
+            Scores of the head; those of the two placeholders are the least number.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +68,8 @@ class LlamaVidCausalLMOutputWithPast(ModelOutput):
 
 class LlamaVidModel(LlamaVidVisualModel):
     """Visual encoder, text decoder, context attention, content projector and the language model without its head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.weight$"]  # of the whole model's checkpoint
 
     def __init__(self, config: LlamaVidConfig):
         super().__init__(config)
@@ -351,6 +354,9 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        # Placeholders are never an answer: they take no part in the softmax, of the loss or of sampling.
+        for token_id in (self.config.image_token_id, self.config.video_token_id):
+            logits[..., token_id] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
             loss = self.loss_function(

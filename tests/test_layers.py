@@ -17,7 +17,10 @@ PACKAGE = ROOT / "src" / "llama_vid"
 # From the top down: a module may import from its own layer and from the layers below it.
 LAYERS = [
     ["llama_vid", "llama_vid.cli"],
-    ["llama_vid.training", "llama_vid.hub", "llama_vid.conversion", "llama_vid.composition"],
+    ["llama_vid.training", "llama_vid.hub", "llama_vid.session"],
+    ["llama_vid.conversion"],
+    ["llama_vid.conversion_processor"],
+    ["llama_vid.composition", "llama_vid.conversion_files", "llama_vid.conversion_keys"],
     ["llama_vid.data"],
     ["llama_vid.features", "llama_vid.subtitles"],
     ["llama_vid.modeling"],

@@ -375,7 +375,15 @@ def test_logits_to_keep_and_tuples(model):
     torch.testing.assert_close(model(**batch, logits_to_keep=2).logits, full[:, -2:])
     torch.testing.assert_close(model(**batch, return_dict=False)[0], full)
     base = model.model(**batch)
-    torch.testing.assert_close(model.lm_head(base.last_hidden_state), full)
+    torch.testing.assert_close(model.lm_head(base.last_hidden_state)[..., :IMAGE], full[..., :IMAGE])
+
+
+def test_placeholders_are_never_predicted(model):
+    with torch.no_grad():
+        model.lm_head.weight[IMAGE:] = 100 * model.lm_head.weight[:2]
+    batch = collate(mixed_samples(model), "left")
+    assert model(**batch).logits.softmax(-1)[..., IMAGE:].max() == 0
+    assert max(map(max, generate(model, batch, do_sample=True, top_k=0, temperature=5.0))) < IMAGE
 
 
 def test_inputs_embeds_with_placeholders(model):

@@ -1,0 +1,391 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""LLaMA-VID video processor: files, URLs and frames in memory to sampled, resized and normalized frames."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from transformers import BatchFeature
+from transformers.image_processing_utils import get_size_dict
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import is_valid_video_frame
+
+from .video_decoding_llama_vid import (
+    Clip,
+    LlamaVidVideoMetadata,
+    Timeline,
+    choose_frames,
+    exact_rate,
+    open_file,
+    seconds_between,
+)
+
+
+class LlamaVidVideosKwargs(VideosKwargs, total=False):
+    """
+    transformers' arguments of a video processor, and:
+
+    max_frames (`int`, *optional*):
+        Upper limit of frames from one video; if sampling wants more, they are thinned evenly, with a warning.
+    """
+
+    max_frames: int | None
+
+
+class LlamaVidVideoProcessor(BaseVideoProcessor):
+    r"""
+    Samples the frames of videos (one a second by default, the frame on screen at each whole second), resizes their
+    shortest edge, crops the centre and normalizes them. Files are decoded by PyAV as a stream: only the wanted frames
+    are converted to RGB, each is resized at once (bicubic with antialiasing, on uint8), and no more than a chunk is
+    ever held by [`~LlamaVidVideoProcessor.iter_chunks`], the one path that also `preprocess` takes.
+
+    A video is a path, an http(s) URL, bytes, a 4D array (frames, channels, height, width) or (frames, height, width,
+    channels), or a list of PIL images or 3D arrays. For frames in memory `do_rescale` and `do_normalize` apply to the
+    values as they are, as in transformers: uint8 or floats from 0 to 255 by default; pass `do_rescale=False` for
+    floats from 0 to 1.
+
+    Args:
+        fps (`float`, *optional*, defaults to 1.0): Frames a second, see `choose_frames`. Frames in memory have a clock
+            only if `video_metadata` says their `fps`; without it every frame is kept, and they are taken to be 1 / fps
+            seconds apart.
+        num_frames (`int`, *optional*): Frames in all instead; if both are stored, this one counts. An argument of a
+            call overrides whatever is stored; both in one call are an error.
+        max_frames (`int`, *optional*): Upper limit of frames from one video, thinned evenly.
+        do_sample_frames (`bool`, *optional*, defaults to `True`): `False` keeps every frame, whatever the three say.
+        size (`dict`, *optional*, defaults to `{"shortest_edge": 224}`): Size to resize to.
+        crop_size (`dict`, *optional*, defaults to 224 x 224): What is cropped from the centre.
+
+    The other arguments are transformers' (`VideosKwargs`); `video_metadata` of a file is not looked at, as its
+    container knows better.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"shortest_edge": 224}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    fps = 1.0
+    num_frames = None
+    max_frames = None
+    valid_kwargs = LlamaVidVideosKwargs
+    model_input_names = ["pixel_values_videos", "video_num_frames"]
+
+    def __init__(self, **kwargs: Unpack[LlamaVidVideosKwargs]) -> None:
+        super().__init__(**kwargs)
+        check_sampling(self.fps, self.num_frames, self.max_frames)
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[LlamaVidVideosKwargs]) -> BatchFeature:
+        """
+        Sample, resize, crop and normalize videos; they may differ in length and size.
+
+        Args:
+            videos: One video or (nested) lists of them, see the class.
+            kwargs: Any argument of the class, for this call. `video_metadata` (a dict or `VideoMetadata`, one a video)
+                gives the `fps` of frames in memory. `return_metadata=True` adds `video_metadata` to the output.
+
+        Returns:
+            `BatchFeature`:
+
+            - **pixel_values_videos** (`torch.FloatTensor` of shape `(total_frames, 3, height, width)`): The frames of
+              all videos, one after another.
+            - **video_num_frames** (`torch.LongTensor` of shape `(num_videos,)`): Frames of each video.
+            - **video_metadata** (`list[LlamaVidVideoMetadata]`): If asked for; `timestamps` are the kept frames' times
+              in seconds after the first frame.
+
+        Raises:
+            FileNotFoundError: A file does not exist.
+            ValueError: A video that cannot be read to its end, arguments that make no sense, NaN in an array.
+            TypeError: Something that is no video.
+        """
+        settings = self._settings(kwargs)
+        videos = flatten_videos(videos)
+        given = flatten_metadata(kwargs.get("video_metadata"), len(videos))
+
+        pixels, counts, metadata = [], [], []
+        for index, video in enumerate(videos):
+            with self._open(video, f"video {index}", given[index], settings) as clip:
+                chunks = list(self._chunks(clip, chunk_size=64, settings=settings))
+            pixels += [chunk for chunk, _ in chunks]
+            clip.metadata.times = torch.cat([times for _, times in chunks]).tolist()
+            counts.append(len(clip.metadata.times))
+            metadata.append(clip.metadata)
+
+        sizes = {tuple(chunk.shape[-2:]) for chunk in pixels}
+        if len(sizes) > 1:
+            raise ValueError(f"Frames of one batch must have one size, got {sorted(sizes)}: use do_center_crop=True.")
+        data = {"pixel_values_videos": torch.cat(pixels), "video_num_frames": torch.tensor(counts)}
+        batch = BatchFeature(data, tensor_type=settings["return_tensors"])
+        if settings["return_metadata"]:
+            batch["video_metadata"] = metadata
+        return batch
+
+    def iter_chunks(
+        self,
+        video: Any,
+        *,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        max_frames: int | None = None,
+        chunk_size: int = 64,
+        **kwargs: Unpack[LlamaVidVideosKwargs],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        The frames that `preprocess` would return, a chunk at a time: memory does not depend on the video's length.
+
+        Args:
+            video: One video, see the class.
+            fps (`float`, *optional*): Frames a second.
+            num_frames (`int`, *optional*): Frames in all.
+            max_frames (`int`, *optional*): Upper limit.
+            chunk_size (`int`, *optional*, defaults to 64): Frames in a chunk; the last one may have fewer.
+            kwargs: As for `preprocess`.
+
+        Yields:
+            `tuple[torch.Tensor, torch.Tensor]`: pixels, float32 of shape `(n, 3, height, width)`, and times, float64 of
+            shape `(n,)`: seconds after the first frame of the video.
+
+        Raises:
+            As `preprocess`; what concerns the file when the first chunk is asked for, a failure of decoding later.
+        """
+        if not (isinstance(chunk_size, int) and chunk_size >= 1):
+            raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}.")
+        kwargs = {**kwargs, "fps": fps, "num_frames": num_frames, "max_frames": max_frames}
+        settings = self._settings(kwargs)
+        videos = flatten_videos(video)
+        if len(videos) != 1:
+            raise ValueError(f"iter_chunks reads one video at a time, got {len(videos)}.")
+        given = flatten_metadata(kwargs.get("video_metadata"), 1)[0]
+
+        def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            with self._open(videos[0], "the video", given, settings) as clip:
+                yield from self._chunks(clip, chunk_size, settings)
+
+        return chunks()
+
+    def _settings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Every argument, as given in this call or as stored; at most one of `fps` and `num_frames` is not None."""
+        fps, num_frames = kwargs.get("fps"), kwargs.get("num_frames")
+        check_sampling(fps, num_frames, kwargs.get("max_frames"))
+        if fps is not None and num_frames is not None:
+            raise ValueError(f"fps={fps} and num_frames={num_frames} are mutually exclusive. Pass one of them.")
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        settings = {key: getattr(self, key) for key in self.valid_kwargs.__annotations__}
+        settings |= {key: value for key, value in kwargs.items() if value is not None}
+        if not settings["do_sample_frames"]:
+            settings |= {"fps": None, "num_frames": None, "max_frames": None}
+        elif fps is not None:
+            settings["num_frames"] = None
+        elif settings["num_frames"] is not None:
+            settings["fps"] = None
+        size = get_size_dict(settings["size"], default_to_square=settings["default_to_square"])
+        crop_size = get_size_dict(settings["crop_size"], param_name="crop_size")
+        for key in ("image_mean", "image_std"):
+            if isinstance(settings[key], list):
+                settings[key] = tuple(settings[key])  # transformers caches what it computes from them
+        return settings | {"size": SizeDict(**size), "crop_size": SizeDict(**crop_size)}
+
+    def _open(
+        self, video: Any, name: str, given: Mapping[str, Any] | None, settings: dict[str, Any]
+    ) -> AbstractContextManager[Clip]:
+        rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames")}
+        if isinstance(video, str | os.PathLike | bytes):
+            return open_file(video, rule)
+        do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
+        return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format))
+
+    def _chunks(
+        self, clip: Clip, chunk_size: int, settings: dict[str, Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Small frames are collected, full-size ones never."""
+        full, small, frames, times = None, None, [], []
+        for image, seconds in clip.frames:
+            if image is not full:  # a repeated frame is resized once
+                full, small = image, self._resize_and_crop(image, settings)
+            frames.append(small)
+            times.append(seconds)
+            if len(frames) == chunk_size:
+                yield self._rescale_and_normalize(frames, settings), torch.tensor(times, dtype=torch.float64)
+                frames, times = [], []
+        if frames:
+            yield self._rescale_and_normalize(frames, settings), torch.tensor(times, dtype=torch.float64)
+
+    def _resize_and_crop(self, image: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+        image = image.to(settings["device"])
+        if settings["do_resize"]:
+            image = self.resize(image, size=settings["size"], resample=settings["resample"])
+        if settings["do_center_crop"]:
+            image = self.center_crop(image, settings["crop_size"])
+        return image
+
+    def _rescale_and_normalize(self, frames: list[torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
+        keys = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        return self.rescale_and_normalize(torch.stack(frames), **{key: settings[key] for key in keys}).float()
+
+
+def check_sampling(fps: float | None = None, num_frames: int | None = None, max_frames: int | None = None) -> None:
+    """Raises ValueError if one of the values cannot be used."""
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+        raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}.")
+    for argument, value in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{argument} must be a whole number of at least 1, got {value!r}.")
+
+
+def flatten_videos(videos: Any) -> list:
+    """
+    One video, or (nested) lists of them, as a flat list of single videos.
+
+    A single video is a path (`str` or `pathlib.Path`), an http(s) URL, `bytes` of a file, a 4D array, or a list of
+    frames (PIL images or 3D arrays). A 5D array is several. Empty lists between others (samples of a batch that have
+    no video) are skipped.
+
+    Args:
+        videos: One video, or lists of videos.
+
+    Returns:
+        `list`: Single videos, in order.
+
+    Raises:
+        ValueError: Nothing in it, an array without frames, or a single frame instead of a list.
+        TypeError: Something that is no video.
+    """
+    flat = _flatten(videos)
+    if not flat:
+        raise ValueError("No video was passed: videos is empty. Leave it out if there is none.")
+    return flat
+
+
+def _flatten(videos: Any) -> list:
+    if isinstance(videos, str | os.PathLike | bytes):
+        return [videos]
+    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim in (4, 5):
+        if 0 in videos.shape:
+            raise ValueError(f"A video has no frames or no pixels: its shape is {tuple(videos.shape)}.")
+        return [videos] if videos.ndim == 4 else list(videos)
+    if isinstance(videos, list | tuple):
+        if videos and all(is_valid_video_frame(frame) for frame in videos):
+            return [list(videos)]
+        return [video for item in videos for video in _flatten(item)]
+    if is_valid_video_frame(videos):
+        raise ValueError("A single frame is no video: pass the frames of each video as a list, or as a 4D array.")
+    raise TypeError(
+        "A video must be a path, an http(s) URL, bytes, a 4D array or a list of frames (PIL images or 3D arrays), got "
+        f"{type(videos).__name__}" + (f" with {videos.ndim} dimensions." if isinstance(videos, np.ndarray) else ".")
+    )
+
+
+def flatten_metadata(metadata: Any, count: int) -> list[Mapping[str, Any] | None]:
+    """transformers' `video_metadata` (one, or nested lists of them) as a list, one a video. Raises ValueError."""
+    if metadata is None:
+        return [None] * count
+    flat = [metadata]
+    while any(isinstance(item, list | tuple) for item in flat):
+        flat = [entry for item in flat for entry in (item if isinstance(item, list | tuple) else [item])]
+    if len(flat) != count:
+        raise ValueError(f"video_metadata has {len(flat)} entries for {count} videos. Pass one for each video.")
+    return flat
+
+
+def open_frames(
+    video: np.ndarray | torch.Tensor | list,
+    rule: dict[str, Any],
+    name: str,
+    given: Mapping[str, Any] | None,
+    default_fps: float | None,
+    do_convert_rgb: bool,
+    input_data_format: str | None,
+) -> Clip:
+    """
+    A 4D array or a list of frames as a clip. `given` (transformers' video metadata) holds their rate `fps` and, if they
+    are already a sample, which frames of the source they are (`frames_indices`). Without a rate there is no clock:
+    every frame is kept, and the frames are taken to be `1 / default_fps` seconds apart.
+    """
+    given = given or {}
+    numbers = np.arange(len(video)) if given.get("frames_indices") is None else np.asarray(given["frames_indices"])
+    if numbers.shape != (len(video),) or (np.diff(numbers) < 0).any():
+        raise ValueError(
+            f"video_metadata of {name}: frames_indices must be ascending, one for each of the {len(video)} frames, got "
+            f"{numbers.tolist()}."
+        )
+    rate = given.get("fps")
+    if rate is None:
+        rule, rate = {**rule, "fps": None}, default_fps or 1.0
+    check_sampling(fps=rate)
+    step = int(np.median(np.diff(numbers))) if len(numbers) > 1 else 1
+    timeline = Timeline(numbers, end=int(numbers[-1]) + step, time_base=1 / exact_rate(rate))
+    indices = choose_frames(timeline, **rule, name=name)
+
+    def frames() -> Iterator[tuple[torch.Tensor, float]]:
+        for index in indices:
+            where = f"Frame {index} of {name}"
+            image = to_channels_first(video[index], where, do_convert_rgb, input_data_format)
+            yield image, seconds_between(timeline, int(numbers[index]))
+
+    metadata = LlamaVidVideoMetadata(
+        total_num_frames=given.get("total_num_frames") or len(video),
+        fps=float(rate),
+        duration=float(timeline.duration * timeline.time_base),
+        frames_indices=numbers[indices].tolist(),
+    )
+    return Clip(metadata, frames())
+
+
+def to_channels_first(
+    frame: PIL.Image.Image | np.ndarray | torch.Tensor,
+    where: str,
+    do_convert_rgb: bool,
+    input_data_format: str | None,
+) -> torch.Tensor:
+    """
+    One frame as (3, height, width): uint8 as it is, anything else as float32 with the values it has.
+
+    Grey becomes three equal channels and alpha is dropped, if `do_convert_rgb`.
+
+    Raises:
+        ValueError: No channel axis, channels that are not RGB, NaN or infinite values.
+    """
+    if isinstance(frame, PIL.Image.Image):
+        frame = np.array(frame.convert("RGB") if do_convert_rgb else frame)
+        frame = frame if frame.ndim == 3 else frame[..., None]
+        input_data_format = ChannelDimension.LAST
+    elif input_data_format is None:
+        try:
+            input_data_format = infer_channel_dimension_format(frame, num_channels=(1, 3, 4))
+        except ValueError as error:
+            raise ValueError(f"{where}, of shape {tuple(frame.shape)}, has no axis of 1, 3 or 4 channels.") from error
+    if isinstance(frame, np.ndarray):
+        frame = torch.from_numpy(np.array(frame, order="C"))  # a copy: torch takes no reversed views (BGR to RGB)
+    if input_data_format == ChannelDimension.LAST:
+        frame = frame.permute(2, 0, 1)
+    if do_convert_rgb:
+        frame = frame.expand(3, -1, -1) if frame.shape[0] == 1 else frame[:3]
+    if frame.shape[0] != 3 or 0 in frame.shape:
+        raise ValueError(
+            f"{where} must have three channels and some pixels, got (channels, height, width) {tuple(frame.shape)}. "
+            "Leave do_convert_rgb on for grey frames and for alpha."
+        )
+    if frame.is_floating_point() and not frame.isfinite().all():
+        raise ValueError(f"{where} has NaN or infinite values. Repair or leave out that frame.")
+    return frame if frame.dtype == torch.uint8 else frame.float()
