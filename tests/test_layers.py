@@ -19,7 +19,7 @@ LAYERS = [
     ["llama_vid", "llama_vid.cli"],
     ["llama_vid.training", "llama_vid.hub", "llama_vid.session"],
     ["llama_vid.conversion"],
-    ["llama_vid.conversion_processor"],
+    ["llama_vid.conversion_tokenizers"],
     ["llama_vid.composition", "llama_vid.conversion_files", "llama_vid.conversion_keys"],
     ["llama_vid.data"],
     ["llama_vid.features", "llama_vid.subtitles"],

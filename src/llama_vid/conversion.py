@@ -18,9 +18,10 @@ from torch.nn.functional import interpolate
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
+from .composition import build_processor
 from .conversion_files import WEIGHT_FILES, TensorFiles, write_shards
 from .conversion_keys import VISION, check_complete, read_config, rename
-from .conversion_processor import extend_vocabulary, load_qformer_tokenizer, load_tokenizer, save_processor
+from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, load_tokenizer
 from .modeling.configuration_llama_vid import LlamaVidConfig
 from .modeling.modeling_llama_vid import LlamaVidForConditionalGeneration
 
@@ -142,7 +143,7 @@ def convert_checkpoint(
         custom_object_save(model, partial)
         _generation_config(original).save_pretrained(partial)
         if missing_tokenizer is None:
-            save_processor(partial, config, llm_tokenizer, text_tokenizer)
+            build_processor(config, llm_tokenizer, text_tokenizer).save_pretrained(partial)
         if output.exists():
             output.rmdir()
         os.replace(partial, output)

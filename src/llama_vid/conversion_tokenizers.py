@@ -1,16 +1,12 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers and processor of a converted checkpoint."""
+"""Tokenizers of a converted checkpoint."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, normalizers
-from transformers import AutoTokenizer, LlavaImageProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from .modeling.configuration_llama_vid import LlamaVidConfig
-from .modeling.processing_llama_vid import LlamaVidProcessor
-from .modeling.video_processing_llama_vid import LlamaVidVideoProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -132,32 +128,3 @@ def extend_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase | None) -> V
             if tokenizer.convert_tokens_to_ids(token) != ids[-1]:
                 raise ValueError(f"The tokenizer gives {token} another id than {ids[-1]}: its ids have gaps.")
     return Vocabulary(size, *ids, notes)
-
-
-def save_processor(
-    folder: Path,
-    config: LlamaVidConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    qformer_tokenizer: PreTrainedTokenizerBase,
-):
-    """
-    Write the processor of a converted checkpoint, with the released models' chat template (Vicuna v1).
-
-    Args:
-        folder (`Path`): An existing folder.
-        config (`LlamaVidConfig`): Of the model.
-        tokenizer (`PreTrainedTokenizerBase`): The language model's, with the placeholders.
-        qformer_tokenizer (`PreTrainedTokenizerBase`): Of the instructions.
-    """
-    side = config.vision_config.image_size
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    processor = LlamaVidProcessor(
-        image_processor=LlavaImageProcessor(do_pad=True, **size),
-        tokenizer=tokenizer,
-        video_processor=LlamaVidVideoProcessor(**size),
-        qformer_tokenizer=qformer_tokenizer,
-        chat_template="vicuna_v1",
-        image_seq_length=config.image_seq_length,
-        frame_seq_length=config.frame_seq_length,
-    )
-    processor.save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from original_checkpoints import LLM_ROWS, convert, write_bert_tokenizer, write_original, write_tokenizer
 from transformers import AutoProcessor, AutoTokenizer
 
-from llama_vid import conversion_processor
+from llama_vid import conversion_tokenizers
 from llama_vid.conversion import convert_checkpoint
 
 
@@ -35,7 +35,7 @@ def test_without_the_hub_the_report_asks_for_the_instruction_tokenizer(source, t
         return load(name, **kwargs)
 
     write_tokenizer(source, ["what", "is"])
-    monkeypatch.setattr(conversion_processor.AutoTokenizer, "from_pretrained", offline)
+    monkeypatch.setattr(conversion_tokenizers.AutoTokenizer, "from_pretrained", offline)
     report, model = convert(source, tmp_path / "output")
     assert not report.processor_written
     assert "pass qformer_tokenizer" in report.processor_note
@@ -159,6 +159,6 @@ def test_text_after_a_placeholder_is_tokenized_like_the_start_of_a_string(
 
 def test_a_sentencepiece_tokenizer_asks_for_its_libraries(source, tmp_path, monkeypatch):
     (source / "tokenizer.model").write_bytes(b"")
-    monkeypatch.setattr(conversion_processor, "find_spec", lambda name: None)
+    monkeypatch.setattr(conversion_tokenizers, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install sentencepiece protobuf"):
         convert_checkpoint(source, tmp_path / "output")
