@@ -36,10 +36,9 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
 	touch $(VENV)/.installed-demo $@
 
 # The oldest supported transformers, in a folder that tests put first on the path of a process of their own. Everything
-# else comes from the environment, where a newer huggingface-hub does not bring the httpx that this older one needs.
+# else comes from the environment.
 $(VENV)/.installed-floor: Makefile | $(VENV)/.installed-test
 	rm -rf $(VENV)/floor
 	$(PIP_INSTALL) --no-deps --target $(VENV)/floor \
 		"transformers==5.10.*" "huggingface-hub<2" "tokenizers>=0.22,<=0.23.0"
-	$(PIP_INSTALL) httpx
 	touch $@

@@ -4,6 +4,8 @@
 import os
 from collections.abc import Callable
 
+from jinja2 import TemplateError
+
 # A message's content as one string: its parts joined by a newline, visuals as their placeholders.
 _CONTENT = """\
 {%- macro content_of(message) -%}
@@ -43,8 +45,9 @@ _PLAIN = (
     + """\
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}
-{%- set content = content_of(message) -%}
-{{ '<image>' * content.count('<image>') + '<video>' * content.count('<video>') }}
+{%- for text in content_of(message).split('<')[1:] -%}
+{%- if text.startswith('image>') -%}{{ '<image>' }}{%- elif text.startswith('video>') -%}{{ '<video>' }}{%- endif -%}
+{%- endfor -%}
 {%- elif message['role'] == 'assistant' -%}
 {% generation %}{{ content_of(message) + '\\n' }}{% endgeneration %}
 {%- endif -%}
@@ -115,27 +118,38 @@ def find_user_turn_markers(render: Callable[..., str]) -> list[str] | None:
 
     Returns:
         `list[str]` of the marker before and the one after; `None` where the template leaves user text out (`plain`); an
-        empty list where its turns cannot be told apart.
+        empty list where its turns cannot be told apart. A system text that a template writes into the user's turn
+        counts as the user's.
     """
     question, answer = "first-probe-question", "first-probe-answer"
     next_question, next_answer = "second-probe-question", "second-probe-answer"
-    prompt = render([{"role": "user", "content": question}], add_generation_prompt=True)
+    first, second = ({"role": "user", "content": words} for words in (question, next_question))
     chat = render(
-        [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": next_question},
-            {"role": "assistant", "content": next_answer},
-        ]
+        [first, {"role": "assistant", "content": answer}, second, {"role": "assistant", "content": next_answer}]
     )
-    if question not in prompt:
+    alone, prompt = render([first]), render([first], add_generation_prompt=True)
+    if question not in alone:
         return None
     if not all(words in chat for words in (question, answer, next_question, next_answer)):
         return []
-    before_first = chat.partition(question)[0]
-    before_next = chat.partition(answer)[2].partition(next_question)[0]
-    after_next = chat.partition(next_question)[2].partition(next_answer)[0]
-    after_last = prompt.partition(question)[2]
-    start = os.path.commonprefix([before_first[::-1], before_next[::-1]])[::-1]
-    end = os.path.commonprefix([after_next, after_last])
+
+    start = _common_suffix(chat.partition(question)[0], chat.partition(answer)[2].partition(next_question)[0])
+    try:
+        opening = render([{"role": "system", "content": "probe-rules"}, first]).partition(question)[0]
+    except TemplateError:  # a template without system texts
+        opening = start
+    # The end of a BOS that looks like the end of an EOS is no part of it: a system text stands in between.
+    after_system = _common_suffix(start, opening)
+    start = after_system if after_system.strip() else start
+
+    header = os.path.commonprefix(
+        [chat.partition(next_question)[2].partition(next_answer)[0], prompt.partition(question)[2]]
+    )
+    # Vicuna has nothing at the end of a turn that no assistant follows; then its header has to do.
+    end = os.path.commonprefix([header, alone.partition(question)[2]])
+    end = end if end.strip() else header
     return [start, end] if start.strip() and end.strip() else []
+
+
+def _common_suffix(text: str, other: str) -> str:
+    return os.path.commonprefix([text[::-1], other[::-1]])[::-1]

@@ -1,6 +1,7 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """What turns frames into tokens: the visual encoder, the text decoder, context attention, pooling and projector."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 
 from .configuration_llama_vid import LlamaVidConfig
 
@@ -119,17 +121,59 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["LlamaVidContextAttention"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    # What quantisers leave alone: all but the language model is small beside it, and every visual token depends on it.
+    # Named from the root of the whole model and, without `model.`, of the one that has no head.
+    modules_to_not_convert = [
+        "lm_head",
+        *(
+            prefix + name
+            for prefix in ("model.", "")
+            for name in (
+                "vision_tower",
+                "qformer",
+                "query_tokens",
+                "qformer_layernorm",
+                "qformer_vision_proj",
+                "context_attention",
+                "multi_modal_projector",
+            )
+        ),
+    ]
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs):
+        """
+        As in transformers, but a `quantization_config` (or `dict`) without a list of modules to leave alone
+        (`llm_int8_skip_modules` for bitsandbytes, else `modules_to_not_convert`) gets the class's
+        `modules_to_not_convert`, so that only the language model is quantised. A list of one's own is kept as it is.
+        """
+        if quantization_config is not None:
+            quantization_config = _with_default_skips(quantization_config, cls.modules_to_not_convert)
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, LlamaVidKeyProjection):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+
+def _with_default_skips(quantization_config, modules: list[str]):
+    """A copy of a quantisation configuration that leaves `modules` alone, if it does not say what to leave alone."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # at most one of them, depending on the method
+        if name in vars(quantization_config) and vars(quantization_config)[name] is None:
+            setattr(quantization_config, name, list(modules))
+    return quantization_config
 
 
 class LlamaVidVisualModel(LlamaVidPreTrainedModel):

@@ -1,19 +1,23 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """The LLaMA-VID processor: prompts with expanded placeholders, and the instruction that guides each of them."""
 
+import inspect
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AddedToken, BatchFeature
+from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedConfig
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
-from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_videos
+from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
 # The sentences that stand around a film in the long-video data (stage 3): not words about what to look for.
 FILM_INTRODUCTION = "Below is a movie. Memorize the content and answer my question after watching this movie."
@@ -35,10 +39,20 @@ class _Turn(NamedTuple):
     placeholders: list[str]
 
 
-class _EncodedVideo(NamedTuple):
+@dataclass(frozen=True)
+class _EncodedVideo:
     """A video as `encode_frames` returned it: (num_frames, rows, vision_hidden_size)."""
 
     features: torch.Tensor
+
+    def __post_init__(self):
+        is_tensor = isinstance(self.features, torch.Tensor)
+        if not is_tensor or self.features.ndim != 3 or 0 in self.features.shape:
+            given = tuple(self.features.shape) if is_tensor else type(self.features).__name__
+            raise ValueError(
+                "`video_features` must hold what `encode_frames` returned for each video, tensors of shape "
+                f"(num_frames, rows, vision_hidden_size), got {given}."
+            )
 
 
 class LlamaVidProcessor(ProcessorMixin):
@@ -67,13 +81,15 @@ class LlamaVidProcessor(ProcessorMixin):
         default_instruction (`str`, *optional*, defaults to `"Describe the image concisely."`):
             Guides visuals in prompts without user text (stage 1's caption request, paper).
         user_turn_markers (`list[str]`, *optional*):
-            What stands before and after a user turn in a rendered prompt; found by rendering a probe chat.
+            What stands before and after a user turn in a rendered prompt. Found by rendering a probe chat; given or
+            stored ones serve where the probe cannot tell the turns of the chat template apart.
         image_token (`str`, *optional*, defaults to `"<image>"`): The image placeholder.
         video_token (`str`, *optional*, defaults to `"<video>"`): The video placeholder.
 
     Raises:
         ValueError: from a call, where placeholders and visuals do not match, a visual is not finite or cannot be
-            read, or truncation would cut visual tokens.
+            read, instructions are too many or too few, or truncation would cut visual tokens.
+        TypeError: from a call, where `text` is not made of strings.
     """
 
     valid_processor_kwargs = LlamaVidProcessorKwargs
@@ -110,14 +126,36 @@ class LlamaVidProcessor(ProcessorMixin):
             qformer_tokenizer,
             chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
         )
-        if user_turn_markers is None and self.chat_template is not None:
-            user_turn_markers = find_user_turn_markers(self.apply_chat_template)
+        if self.chat_template is not None:
+            # Stored ones may belong to another template than the one that is given now.
+            found = find_user_turn_markers(self.apply_chat_template)
+            user_turn_markers = user_turn_markers if found == [] and user_turn_markers else found
         self.user_turn_markers = user_turn_markers
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
+        """As in transformers, but the language model's tokenizer never takes the place of the text decoder's."""
+        if sub_processor_type == "tokenizer":
+            return super()._load_tokenizer_from_pretrained(
+                sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            )
+        folder = os.path.join(subfolder, sub_processor_type)
+        try:
+            # The folder has no configuration, and to look for one fails where there is no network.
+            return AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, subfolder=folder, config=PreTrainedConfig(), **kwargs
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The text decoder's tokenizer cannot be loaded from the folder `{folder}` of "
+                f"{str(pretrained_model_name_or_path)!r}: keep that folder beside the other files of the processor."
+            ) from error
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of everything that a call can return."""
         names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_indices"]
-        names += [*self.video_processor.model_input_names, "video_indices"]
+        names += [*self.video_processor.model_input_names, "video_features", "video_indices"]
         for suffix in ("", "_videos"):
             names += [f"qformer_input_ids{suffix}", f"qformer_attention_mask{suffix}"]
         return names
@@ -156,13 +194,21 @@ class LlamaVidProcessor(ProcessorMixin):
         """
         if audio is not None:
             raise ValueError("`audio` was given, but LLaMA-VID takes images, videos and text: leave it out.")
+        video = kwargs.pop("video", None)  # what the any-to-any pipeline of older transformers calls them
+        videos = video if videos is None else videos
         if video_features is not None:
             if videos is not None:
                 raise ValueError("Both `videos` and `video_features` were given: pass one of them.")
             videos = [_EncodedVideo(features) for features in video_features]
+        # Batches of text-only samples come with empty lists.
+        images, videos = (None if _is_empty(visuals) else visuals for visuals in (images, videos))
+        # Older versions of transformers take entries out of the dictionaries they are given.
+        kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
         if text is None:
             return super().__call__(images=images, videos=videos, **kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("`text` must be a string or a list of strings: one prompt for each sample.")
         turns = [self._turns_of_prompt(prompt) for prompt in prompts]
         if instructions is None:
             if self.user_turn_markers == [] and any(turn.placeholders for prompt in turns for turn in prompt):
@@ -170,13 +216,13 @@ class LlamaVidProcessor(ProcessorMixin):
                     "The chat template's user turns cannot be told apart in a rendered prompt: pass `instructions`, or "
                     "messages to `apply_chat_template(…, tokenize=True)`."
                 )
-            instructions = [guide for prompt in turns for guide in _guides(prompt, self.default_instruction)]
-        bos_token = self.tokenizer.bos_token
-        if bos_token is not None and prompts and prompts[0].startswith(bos_token):
-            kwargs.setdefault("add_special_tokens", False)
+            instructions = [_guides(prompt, self.default_instruction) for prompt in turns]
+        kinds = [[kind for turn in prompt for kind in turn.placeholders] for prompt in turns]
+        encoded_instructions = self._tokenize_instructions(instructions, kinds, kwargs)
+        if "add_special_tokens" not in {**kwargs, **kwargs.get("text_kwargs", {})} and self._start_with_bos(prompts):
+            kwargs["add_special_tokens"] = False
         outputs = super().__call__(images=images, text=prompts, videos=videos, **kwargs)
-        kinds = [kind for prompt in turns for turn in prompt for kind in turn.placeholders]
-        outputs.update(self._tokenize_instructions(instructions, kinds, kwargs))
+        outputs.update(encoded_instructions)
         return outputs
 
     def apply_chat_template(
@@ -189,31 +235,38 @@ class LlamaVidProcessor(ProcessorMixin):
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 Messages, or a batch of them: text, or parts `{"type": "text", "text": …}`, `{"type": "image", …}`,
-                `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video`, or a video that
-                `encode_frames` encoded under `features`.
+                `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video`, a video that
+                `encode_frames` encoded under `features`, or OpenAI's `image_url`.
             chat_template (`str`, *optional*):
                 A template, or the name of one of ours, instead of the processor's.
             processor_kwargs (`dict`, *optional*):
                 Arguments of the processor's call (`fps`, `num_frames`, `padding` …); they are also taken directly.
             **kwargs: transformers' arguments, and variables of the template.
         """
-        is_batched = len(conversation) > 0 and not _is_message(conversation[0])
-        conversations = [_copy_messages(messages) for messages in (conversation if is_batched else [conversation])]
-        template = CHAT_TEMPLATES.get(chat_template, chat_template)
+        is_batched = len(conversation) > 0 and not isinstance(conversation[0], dict)
+        conversations = [_normalize_messages(messages) for messages in (conversation if is_batched else [conversation])]
+        if not all(conversations):
+            raise ValueError("`conversation` is empty, or one of its batch is: pass at least one message.")
         processor_kwargs = dict(processor_kwargs or {})
         if kwargs.get("tokenize"):
-            # Older versions drop `processor_kwargs` when they find others among the template's variables.
-            for name in [name for name in kwargs if name in self._call_kwargs]:
+            for name in self._call_kwargs & set(kwargs):
                 processor_kwargs[name] = kwargs.pop(name)
             turns = [[self._turn_of_message(message) for message in messages] for messages in conversations]
             guides = [_guides(messages, self.default_instruction) for messages in turns]
             processor_kwargs.setdefault("instructions", guides)
             if features := _features_of(conversations):
                 processor_kwargs["video_features"] = features
-            self._check_masks(kwargs, turns)
+            if kwargs.get("return_assistant_tokens_mask") and Version(transformers.__version__) < Version("5.18"):
+                raise ValueError(
+                    f"transformers {transformers.__version__} misplaces `return_assistant_tokens_mask` in prompts with "
+                    "images or videos and in padded ones: upgrade to 5.18 or later."
+                )
+        if kwargs.keys() - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys():
+            # Older versions drop `processor_kwargs` where there are arguments that the template does not know.
+            kwargs, processor_kwargs = {**processor_kwargs, **kwargs}, None
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
-            chat_template=template,
+            chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
             processor_kwargs=processor_kwargs,
             **kwargs,
         )
@@ -226,17 +279,15 @@ class LlamaVidProcessor(ProcessorMixin):
         names |= set(LlamaVidVideosKwargs.__annotations__) | set(kinds) | {"instructions"}
         return names - {"return_tensors"}  # the template method's own
 
-    def _check_masks(self, kwargs: dict, turns: list[list[_Turn]]):
-        expands = any(turn.placeholders for messages in turns for turn in messages)
-        if (
-            kwargs.get("return_assistant_tokens_mask")
-            and expands
-            and Version(transformers.__version__) < Version("5.18")
-        ):
+    def _start_with_bos(self, prompts: list[str]) -> bool:
+        bos_token = self.tokenizer.bos_token
+        starting = [prompt for prompt in prompts if bos_token is not None and prompt.startswith(bos_token)]
+        if 0 < len(starting) < len(prompts):
             raise ValueError(
-                f"transformers {transformers.__version__} misplaces `return_assistant_tokens_mask` in prompts with "
-                "images or videos: upgrade to 5.18 or later."
+                f"{len(starting)} of {len(prompts)} prompts in `text` start with `{bos_token}`, the others do not: "
+                "write it in all of them, or leave it to the tokenizer."
             )
+        return len(starting) > 0
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """As in transformers; an image that is given several times by the same path or URL is loaded once."""
@@ -250,9 +301,15 @@ class LlamaVidProcessor(ProcessorMixin):
         if isinstance(images, list | tuple):
             return [self._load_images(image, loaded) for image in images]
         if isinstance(images, str | Path):
-            if str(images) not in loaded:
-                loaded[str(images)] = self.image_processor.fetch_images(str(images))
-            return loaded[str(images)]
+            source = str(images)
+            if source not in loaded:
+                try:
+                    loaded[source] = self.image_processor.fetch_images(source)
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise ValueError(
+                        f"Image {source[:200]!r} cannot be read: check that it exists and is an image file."
+                    ) from error
+            return loaded[source]
         return images
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -266,38 +323,39 @@ class LlamaVidProcessor(ProcessorMixin):
             raise ValueError(f"{self.__class__.__name__} needs at least one of `images`, `text` and `videos`.")
         if text is None:
             return
-        for kind, token, visuals, flatten in (
-            ("image", self.image_token, images, make_flat_list_of_images),
-            ("video", self.video_token, videos, _flatten_videos),
+        for kind, token, visuals, flatten, is_sample in (
+            ("image", self.image_token, images, make_flat_list_of_images, _is_list),
+            ("video", self.video_token, videos, _flatten_videos, _is_list_of_videos),
         ):
-            placeholders = [prompt.count(token) for prompt in text]
-            number = 0 if visuals is None else len(flatten(visuals))
-            if sum(placeholders) == number:
-                continue
-            where = ""
-            if isinstance(visuals, list | tuple) and len(visuals) == len(text) > 1:
-                given = [len(flatten(sample)) if isinstance(sample, list) and sample else 0 for sample in visuals]
-                wrong = next((i for i, pair in enumerate(zip(placeholders, given, strict=True)) if len(set(pair)) > 1))
-                where = f" (first in sample {wrong}: {placeholders[wrong]} and {given[wrong]})"
-            raise ValueError(
-                f"The text has {sum(placeholders)} `{token}` placeholders, but {number} {kind}s were given{where}: "
-                f"write one `{token}` for each {kind}."
-            )
+            wanted = [prompt.count(token) for prompt in text]
+            number, where = 0 if visuals is None else len(flatten(visuals)), ""
+            if len(text) > 1 and _is_list(visuals) and len(visuals) == len(text) and all(map(is_sample, visuals)):
+                given = [len(flatten(sample)) if len(sample) > 0 else 0 for sample in visuals]
+                if wrong := [i for i in range(len(text)) if wanted[i] != given[i]]:
+                    where = f" (first in sample {wrong[0]}: {wanted[wrong[0]]} and {given[wrong[0]]})"
+            if sum(wanted) != number or where:
+                raise ValueError(
+                    f"The text has {sum(wanted)} `{token}` placeholders, and {number} {kind}s were given{where}: write "
+                    f"one `{token}` for each {kind}."
+                )
 
     def _process_images(self, images, **kwargs) -> tuple[BatchFeature, list[str]]:
         images = make_flat_list_of_images(images)
-        distinct, indices = _distinct(images, id)
-        processed = self.image_processor(distinct, **kwargs)
-        for index, pixels in enumerate(processed["pixel_values"]):
+        distinct, indices = _distinct([id(image) for image in images])
+        processed = self.image_processor([images[position] for position in distinct], **kwargs)
+        for position, pixels in zip(distinct, processed["pixel_values"], strict=True):
             if not torch.isfinite(torch.as_tensor(pixels)).all():
-                raise ValueError(f"Image {indices.index(index)} has values that are not finite (NaN or infinite).")
+                raise ValueError(
+                    f"Image {position} has values that are not finite (NaN or infinite): repair it or leave it out."
+                )
         processed["image_indices"] = indices
         return processed, [self.replace_image_token(processed, index) for index in indices]
 
     def _process_videos(self, videos, **kwargs) -> tuple[BatchFeature, list[str]]:
-        distinct, indices = _distinct(_flatten_videos(videos), _video_identity)
-        if isinstance(distinct[0], _EncodedVideo):
-            features = [video.features for video in distinct]
+        videos = _flatten_videos(videos)
+        distinct, indices = _distinct([_video_identity(video) for video in videos])
+        if isinstance(videos[0], _EncodedVideo):
+            features = [videos[position].features for position in distinct]
             processed = BatchFeature(
                 {
                     "video_features": features[0] if len(features) == 1 else torch.cat(features),
@@ -305,7 +363,10 @@ class LlamaVidProcessor(ProcessorMixin):
                 }
             )
         else:
-            processed = self.video_processor(distinct, **kwargs)
+            if kwargs.get("video_metadata") is not None:
+                metadata = flatten_metadata(kwargs["video_metadata"], len(videos))
+                kwargs["video_metadata"] = [metadata[position] for position in distinct]
+            processed = self.video_processor([videos[position] for position in distinct], **kwargs)
         processed["video_indices"] = indices
         return processed, [self.replace_video_token(processed, index) for index in indices]
 
@@ -327,18 +388,26 @@ class LlamaVidProcessor(ProcessorMixin):
             counts["num_video_tokens"] = [self.frame_seq_length * size[0] for size in video_sizes]
         return MultiModalData(**counts)
 
-    def _tokenize_instructions(self, instructions, kinds: list[str], kwargs: dict) -> dict:
-        """Text decoder ids of every placeholder, images and videos apart."""
+    def _tokenize_instructions(self, instructions, kinds: list[list[str]], kwargs: dict) -> dict:
+        """Text decoder ids for the placeholders of every prompt (`kinds`), images and videos apart."""
+        numbers = [len(sample) for sample in kinds]
         if isinstance(instructions, str):
-            instructions = [instructions] * len(kinds)
-        elif any(isinstance(sample, list | tuple) for sample in instructions):
+            instructions = [instructions] * sum(numbers)
+        elif any(map(_is_list, instructions)):
+            given = [len(sample) for sample in instructions]
+            if given != numbers:
+                raise ValueError(
+                    f"The samples of `instructions` have {given} of them for {numbers} placeholders: pass one for each."
+                )
             instructions = [instruction for sample in instructions for instruction in sample]
-        if len(instructions) != len(kinds):
+        if len(instructions) != sum(numbers):
             raise ValueError(
-                f"{len(instructions)} `instructions` were given for {len(kinds)} placeholders: pass one for each, or "
+                f"{len(instructions)} `instructions` were given for {sum(numbers)} placeholders: pass one for each, or "
                 "one string for all."
             )
-        return_tensors = kwargs.get("return_tensors", kwargs.get("text_kwargs", {}).get("return_tensors"))
+        kinds = [kind for sample in kinds for kind in sample]
+        places = (kwargs, kwargs.get("text_kwargs", {}), kwargs.get("common_kwargs", {}))
+        return_tensors = next((place["return_tensors"] for place in places if "return_tensors" in place), None)
         encoded = {}
         for kind, suffix in (("image", ""), ("video", "_videos")):
             texts = [text for text, of_kind in zip(instructions, kinds, strict=True) if of_kind == kind]
@@ -366,10 +435,10 @@ class LlamaVidProcessor(ProcessorMixin):
         return re.sub(rf"\n?(?:{other})", "", text).strip()
 
     def _turn_of_message(self, message: dict) -> _Turn:
-        content = message.get("content") or ""
+        content = message.get("content", "")
         if not isinstance(content, str):
             tokens = {"image": self.image_token, "video": self.video_token}
-            content = "\n".join(part.get("text") or tokens.get(part["type"], "") for part in content)
+            content = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in content)
         return _Turn(self._user_text(content) if message["role"] == "user" else None, self._placeholders(content))
 
     def _turns_of_prompt(self, prompt: str) -> list[_Turn]:
@@ -378,7 +447,7 @@ class LlamaVidProcessor(ProcessorMixin):
             return [_Turn(None, self._placeholders(prompt))]
         start, end = map(re.escape, self.user_turn_markers)
         turns, position = [], 0
-        for match in re.finditer(f"{start}(.*?)(?:{end}|$)", prompt, flags=re.DOTALL):
+        for match in re.finditer(rf"{start}(.*?)(?={end}|{start}|\Z)", prompt, flags=re.DOTALL):
             turns.append(_Turn(None, self._placeholders(prompt[position : match.start()])))
             turns.append(_Turn(self._user_text(match[1]), self._placeholders(match[1])))
             position = match.end()
@@ -397,11 +466,25 @@ def _guides(turns: list[_Turn], default: str) -> list[str]:
     return guides
 
 
-def _distinct(items: list, key) -> tuple[list, list[int]]:
-    """The distinct items in order, and for each item its place among them."""
+def _distinct(keys: list) -> tuple[list[int], list[int]]:
+    """The positions of the distinct keys, and for each key its place among those."""
     places = {}
-    indices = [places.setdefault(key(item), len(places)) for item in items]
-    return [items[indices.index(place)] for place in range(len(places))], indices
+    indices = [places.setdefault(key, len(places)) for key in keys]
+    return [indices.index(place) for place in range(len(places))], indices
+
+
+def _is_list(item) -> bool:
+    return isinstance(item, list | tuple)
+
+
+def _is_list_of_videos(item) -> bool:
+    """Whether it is a sample's list, and no list of frames, which is one video."""
+    return _is_list(item) and not any(map(is_valid_video_frame, item))
+
+
+def _is_empty(visuals) -> bool:
+    """Whether there is nothing in a list or in the lists in it."""
+    return _is_list(visuals) and all(map(_is_empty, visuals))
 
 
 def _flatten_videos(videos) -> list:
@@ -412,19 +495,15 @@ def _flatten_videos(videos) -> list:
 def _video_identity(video):
     if isinstance(video, str | Path):
         return str(video)
+    if isinstance(video, list):
+        return tuple(map(id, video))
     return id(video.features if isinstance(video, _EncodedVideo) else video)
 
 
-def _features_of(conversations: list) -> list[torch.Tensor]:
+def _features_of(conversations: list[list[dict]]) -> list[torch.Tensor]:
     """The encoded videos of messages, in order."""
-    parts = [
-        part
-        for messages in conversations
-        for message in messages
-        if isinstance(message, dict) and isinstance(message.get("content"), list)
-        for part in message["content"]
-        if part["type"] == "video"
-    ]
+    contents = [message.get("content", "") for messages in conversations for message in messages]
+    parts = [part for content in contents if _is_list(content) for part in content if part["type"] == "video"]
     features = [part["features"] for part in parts if "features" in part]
     if features and len(features) < len(parts):
         raise ValueError(
@@ -434,24 +513,27 @@ def _features_of(conversations: list) -> list[torch.Tensor]:
     return features
 
 
-def _is_message(item) -> bool:
-    return isinstance(item, dict) or hasattr(item, "content")
-
-
-def _copy_messages(messages) -> list:
-    """Messages whose lists and dictionaries are new, because transformers rewrites content in place."""
-    copied = []
+def _normalize_messages(messages) -> list[dict]:
+    """New messages (transformers rewrites them in place), without the `None` entries that data sets fill in."""
+    normalized = []
     for message in messages:
-        content = message["content"] if isinstance(message, dict) else message.content
-        if not isinstance(content, str | None):
-            content = [dict(part) for part in content]
-            for part in content:
-                if "subtitles" in part or isinstance(part.get("features"), str | Path):
-                    raise ValueError("`subtitles` and files of `features` are not supported by this version.")
-                if isinstance(part.get("path"), Path):
-                    part["path"] = str(part["path"])
-        copied.append({**message, "content": content} if isinstance(message, dict) else message)
-    return copied
+        message = {key: value for key, value in message.items() if value is not None}
+        if not isinstance(message.get("content", ""), str):
+            message["content"] = [_normalize_part(part) for part in message["content"]]
+        normalized.append(message)
+    return normalized
+
+
+def _normalize_part(part: dict) -> dict:
+    part = {key: value for key, value in part.items() if value is not None}
+    if part.get("type") == "image_url":  # OpenAI's form
+        url = part["image_url"]
+        part = {"type": "image", "url": url["url"] if isinstance(url, dict) else url}
+    if part.get("type") not in ("text", "image", "video"):
+        raise ValueError(f"Unknown content type {part.get('type')!r} in a message: use text, image or video.")
+    if "subtitles" in part or isinstance(part.get("features"), str | Path):
+        raise ValueError("`subtitles` and files of `features` are not supported by this version.")
+    return part
 
 
 __all__ = ["LlamaVidProcessor"]

@@ -27,8 +27,8 @@ LAYERS = [
 ]
 LAYER_OF = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
 
-# Installed with an extra, or slow to import: they are imported where they are used.
-LATE_IMPORTS = ["av", "datasets", "peft", "torchcodec", "trl"]
+# Installed with an extra: imported where they are used.
+LATE_IMPORTS = ["datasets", "peft", "torchcodec", "trl"]
 
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 MODELING_FILES = sorted((ROOT / "modeling").glob("*.py"))

@@ -2,23 +2,31 @@
 
 from importlib import import_module
 
-# Exported lazily: importing the package neither loads what a program does not use nor needs optional libraries.
-_EXPORTS = {
-    "LlamaVidConfig": "modeling",
-    "LlamaVidForConditionalGeneration": "modeling",
-    "LlamaVidModel": "modeling",
-    "LlamaVidProcessor": "modeling",
-    "LlamaVidVideoProcessor": "modeling",
-    "ask": "session",
-    "convert_checkpoint": "conversion",
-}
+# Imported at once, because it registers the classes: from then on the Auto classes use the installed ones.
+from llama_vid.modeling import (
+    LlamaVidConfig,
+    LlamaVidForConditionalGeneration,
+    LlamaVidModel,
+    LlamaVidProcessor,
+    LlamaVidVideoProcessor,
+)
 
-__all__ = list(_EXPORTS)
+# Imported when asked for.
+_LAZY = {"ask": "session", "convert_checkpoint": "conversion"}
+
+__all__ = [
+    "LlamaVidConfig",
+    "LlamaVidForConditionalGeneration",
+    "LlamaVidModel",
+    "LlamaVidProcessor",
+    "LlamaVidVideoProcessor",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str):
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

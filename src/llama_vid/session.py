@@ -8,8 +8,6 @@ from os import PathLike
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-import llama_vid.modeling  # noqa: F401  (registers the classes with the Auto ones)
-
 # An untrained checkpoint inside the package: every part is real and small, its answers mean nothing.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
 
