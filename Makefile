@@ -13,9 +13,13 @@ demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -c "from llama_vid.data.clips import make_demo_clip; make_demo_clip('demo/clip.mp4')"
 	$(VENV)/bin/llama-vid ask demo/clip.mp4 "What is moving?"
 
-# One thread: the models of the tests are so small that more threads only wait for each other.
+# One thread: the models of the tests are so small that more threads only wait for each other. The model, the processor
+# and parity with the original are tested on the oldest supported transformers first, then everything on the installed one.
+test: export OMP_NUM_THREADS = 1
+test: export LLAMA_VID_FLOOR = $(CURDIR)/$(VENV)/floor
 test: $(VENV)/.installed-test $(VENV)/.installed-floor
-	OMP_NUM_THREADS=1 LLAMA_VID_FLOOR="$(CURDIR)/$(VENV)/floor" $(VENV)/bin/python -m pytest
+	PYTHONPATH="$(LLAMA_VID_FLOOR)" $(VENV)/bin/python -m pytest -q tests/modeling tests/test_golden_parity.py
+	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
