@@ -9,6 +9,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from llama_vid.modeling.video_decoding_llama_vid import LlamaVidVideoMetadata, open_file
+
 
 def pictures(count: int, height: int = 48, width: int = 64):
     """Frames that all differ: a bar moves over a background that changes its colour."""
@@ -44,3 +46,10 @@ def prepare(picture: np.ndarray, size: int) -> torch.Tensor:
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     return (image - mean) / std
+
+
+def read(video, **rule) -> tuple[list[torch.Tensor], list[float], LlamaVidVideoMetadata]:
+    """Frames, their times and the metadata that the decoder gives, at 1 fps unless the rule says otherwise."""
+    with open_file(video, {"fps": 1, **rule}) as clip:
+        frames = list(clip.frames)
+    return [image for image, _ in frames], [seconds for _, seconds in frames], clip.metadata
