@@ -31,9 +31,6 @@ URL_TIMEOUT = 30.0  # seconds without any data
 URL_MAX_SECONDS = 1800.0  # for the whole download
 URL_MAX_BYTES = 2 * 1024**3
 
-# What FFmpeg takes .txt, .nfo and .bin files for.
-TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")
-
 # A file that ends this much before what its header promises, or whose decoder does, has been cut off or damaged.
 MISSING_SECONDS = 1
 
@@ -311,7 +308,7 @@ def open_container(source: str | bytes, name: str) -> av.container.InputContaine
 
 def first_video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
     """The first video stream that is no cover picture. Raises ValueError if there is none, or no decoder for it."""
-    if container.format.name in TEXT_FORMATS:
+    if container.format.name == "tty":  # what FFmpeg takes .txt and .nfo files for
         raise ValueError(f"{name} is not a video: FFmpeg would show its text as on a terminal. Pass a video file.")
     for stream in container.streams.video:
         if stream.disposition & av.stream.Disposition.attached_pic:

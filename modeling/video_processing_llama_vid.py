@@ -61,8 +61,8 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
 
     Args:
         fps (`float`, *optional*, defaults to 1.0): Frames a second, see `choose_frames`. Frames in memory have a clock
-            only if `video_metadata` says their `fps`; without it every frame is kept, and they are taken to be 1 / fps
-            seconds apart.
+            only if `video_metadata` says their `fps`; without it every frame is kept, they are taken to be 1 / fps
+            seconds apart, and asking for `fps` in a call is an error.
         num_frames (`int`, *optional*): Frames in all instead; if both are stored, this one counts. An argument of a
             call overrides whatever is stored; both in one call are an error.
         max_frames (`int`, *optional*): Upper limit of frames from one video, thinned evenly.
@@ -193,6 +193,7 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         validate_typed_dict(self.valid_kwargs, kwargs)
         settings = {key: getattr(self, key) for key in self.valid_kwargs.__annotations__}
         settings |= {key: value for key, value in kwargs.items() if value is not None}
+        settings["fps_asked_for"] = settings["do_sample_frames"] and fps is not None
         if not settings["do_sample_frames"]:
             settings |= {"fps": None, "num_frames": None, "max_frames": None}
         elif fps is not None:
@@ -212,6 +213,11 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames")}
         if isinstance(video, str | os.PathLike | bytes):
             return open_file(video, rule)
+        if settings["fps_asked_for"] and (given is None or given.get("fps") is None):
+            raise ValueError(
+                f"fps={rule['fps']} was asked for, but {name} is frames in memory, whose rate is unknown. Pass "
+                'video_metadata={"fps": …}, or leave fps out: then every frame is kept.'
+            )
         do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
         return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format))
 
@@ -237,7 +243,7 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             image = self.resize(image, size=settings["size"], resample=settings["resample"])
         if settings["do_center_crop"]:
             image = self.center_crop(image, settings["crop_size"])
-        return image
+        return image.contiguous()  # a crop is a view, which would keep the whole frame
 
     def _rescale_and_normalize(self, frames: list[torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
         keys = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -290,9 +296,10 @@ def _flatten(videos: Any) -> list:
         return [video for item in videos for video in _flatten(item)]
     if is_valid_video_frame(videos):
         raise ValueError("A single frame is no video: pass the frames of each video as a list, or as a 4D array.")
+    array = np.ndarray | torch.Tensor
     raise TypeError(
         "A video must be a path, an http(s) URL, bytes, a 4D array or a list of frames (PIL images or 3D arrays), got "
-        f"{type(videos).__name__}" + (f" with {videos.ndim} dimensions." if isinstance(videos, np.ndarray) else ".")
+        + (f"an array of shape {tuple(videos.shape)}." if isinstance(videos, array) else f"{type(videos).__name__}.")
     )
 
 
