@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -14,29 +14,30 @@ from packaging.version import Version
 from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedConfig
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.utils import logging
 from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
+from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
+from .subtitles_llama_vid import align_subtitles, read_subtitles, without_control_tokens
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
-# The sentences that stand around a film in the long-video data (stage 3): not words about what to look for.
-FILM_INTRODUCTION = "Below is a movie. Memorize the content and answer my question after watching this movie."
-FILM_END = "Now the movie end."
+logger = logging.get_logger(__name__)
 
 # The released text decoder saw at most so many word pieces of an instruction, and its end where it was longer.
 MAX_INSTRUCTION_LENGTH = 256
 
 
+class LlamaVidPromptVideosKwargs(LlamaVidVideosKwargs, total=False):
+    """What the video processor takes, and what stands between a video's frames in a prompt."""
+
+    subtitles: Any
+    video_times: Any
+
+
 class LlamaVidProcessorKwargs(ProcessingKwargs, total=False):
-    videos_kwargs: LlamaVidVideosKwargs
+    videos_kwargs: LlamaVidPromptVideosKwargs
     _defaults = {}  # older transformers ask for it
-
-
-class _Turn(NamedTuple):
-    """A message or a stretch of a prompt: the user's words in it (`None` for others') and its placeholders in order."""
-
-    user_text: str | None
-    placeholders: list[str]
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,12 @@ class LlamaVidProcessor(ProcessorMixin):
                 sample). By default it is read from the prompts' user turns.
             video_features (`list[torch.Tensor]` of shapes `(num_frames, rows, vision_hidden_size)`, *optional*):
                 What `encode_frames` returned, for each video placeholder, instead of `videos`.
+            subtitles (`list`, *optional*):
+                For each video placeholder a SubRip or WebVTT file, a list of `(start, end, text)` in seconds, or
+                `None`; a single one where there is one video. Each cue is written behind the last sampled frame that is
+                shown before it ends.
+            video_times (`list[Sequence[float]]`, *optional*):
+                With `video_features` and `subtitles`: the seconds at which each frame is shown.
             **kwargs: transformers' `text_kwargs`, `images_kwargs` and `videos_kwargs`, flat or as dictionaries.
 
         Returns:
@@ -216,7 +223,7 @@ class LlamaVidProcessor(ProcessorMixin):
                     "The chat template's user turns cannot be told apart in a rendered prompt: pass `instructions`, or "
                     "messages to `apply_chat_template(…, tokenize=True)`."
                 )
-            instructions = [_guides(prompt, self.default_instruction) for prompt in turns]
+            instructions = [choose_instructions(prompt, self.default_instruction) for prompt in turns]
         kinds = [[kind for turn in prompt for kind in turn.placeholders] for prompt in turns]
         encoded_instructions = self._tokenize_instructions(instructions, kinds, kwargs)
         if "add_special_tokens" not in {**kwargs, **kwargs.get("text_kwargs", {})} and self._start_with_bos(prompts):
@@ -244,7 +251,7 @@ class LlamaVidProcessor(ProcessorMixin):
             **kwargs: transformers' arguments, and variables of the template.
         """
         is_batched = len(conversation) > 0 and not isinstance(conversation[0], dict)
-        conversations = [_normalize_messages(messages) for messages in (conversation if is_batched else [conversation])]
+        conversations = [normalize_messages(messages) for messages in (conversation if is_batched else [conversation])]
         if not all(conversations):
             raise ValueError("`conversation` is empty, or one of its batch is: pass at least one message.")
         processor_kwargs = dict(processor_kwargs or {})
@@ -252,10 +259,10 @@ class LlamaVidProcessor(ProcessorMixin):
             for name in self._call_kwargs & set(kwargs):
                 processor_kwargs[name] = kwargs.pop(name)
             turns = [[self._turn_of_message(message) for message in messages] for messages in conversations]
-            guides = [_guides(messages, self.default_instruction) for messages in turns]
+            guides = [choose_instructions(messages, self.default_instruction) for messages in turns]
             processor_kwargs.setdefault("instructions", guides)
-            if features := _features_of(conversations):
-                processor_kwargs["video_features"] = features
+            for name, values in video_parts(conversations).items():
+                processor_kwargs.setdefault(name, values)
             if kwargs.get("return_assistant_tokens_mask") and Version(transformers.__version__) < Version("5.18"):
                 raise ValueError(
                     f"transformers {transformers.__version__} misplaces `return_assistant_tokens_mask` in prompts with "
@@ -276,7 +283,7 @@ class LlamaVidProcessor(ProcessorMixin):
         """Names that belong to the processor's call and not to a chat template."""
         kinds = LlamaVidProcessorKwargs.__annotations__
         names = {name for kind in ("text_kwargs", "images_kwargs") for name in kinds[kind].__annotations__}
-        names |= set(LlamaVidVideosKwargs.__annotations__) | set(kinds) | {"instructions"}
+        names |= set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features"}
         return names - {"return_tensors"}  # the template method's own
 
     def _start_with_bos(self, prompts: list[str]) -> bool:
@@ -351,8 +358,9 @@ class LlamaVidProcessor(ProcessorMixin):
         processed["image_indices"] = indices
         return processed, [self.replace_image_token(processed, index) for index in indices]
 
-    def _process_videos(self, videos, **kwargs) -> tuple[BatchFeature, list[str]]:
+    def _process_videos(self, videos, subtitles=None, video_times=None, **kwargs) -> tuple[BatchFeature, list[str]]:
         videos = _flatten_videos(videos)
+        subtitles = _one_for_each(subtitles, len(videos))
         distinct, indices = _distinct([_video_identity(video) for video in videos])
         if isinstance(videos[0], _EncodedVideo):
             features = [videos[position].features for position in distinct]
@@ -362,21 +370,50 @@ class LlamaVidProcessor(ProcessorMixin):
                     "video_num_frames": [len(frames) for frames in features],
                 }
             )
+            clocks = [None if video_times is None else (video_times[position], None) for position in distinct]
         else:
             if kwargs.get("video_metadata") is not None:
                 metadata = flatten_metadata(kwargs["video_metadata"], len(videos))
                 kwargs["video_metadata"] = [metadata[position] for position in distinct]
+            kwargs["return_metadata"] = True
             processed = self.video_processor([videos[position] for position in distinct], **kwargs)
+            clocks = [(metadata.timestamps, metadata.duration) for metadata in processed["video_metadata"]]
         processed["video_indices"] = indices
-        return processed, [self.replace_video_token(processed, index) for index in indices]
+        replacements = [
+            self.replace_video_token(processed, index, words=self._words_behind_frames(cues, clocks[index], position))
+            for position, (index, cues) in enumerate(zip(indices, subtitles, strict=True))
+        ]
+        return processed, replacements
+
+    def _words_behind_frames(self, subtitles, clock: tuple | None, position: int) -> list[str] | None:
+        """What is said behind each frame of the video at a placeholder; `clock` holds the times and the duration."""
+        if subtitles is None:
+            return None
+        if clock is None:
+            raise ValueError(
+                f"Video {position} has `subtitles`, but its features have no times: pass `video_times`, or `times` "
+                "beside `features` in its message part."
+            )
+        times, duration = [float(time) for time in clock[0]], clock[1]
+        if duration is None:  # the last frame is shown as long as the others
+            duration = times[-1] + (times[-1] - times[0]) / max(1, len(times) - 1)
+        words, dropped = align_subtitles(read_subtitles(subtitles), times, duration)
+        if dropped:
+            logger.warning(
+                f"Video {position} ends after {duration:.1f} s: {dropped} subtitle cues that start later are dropped."
+            )
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return [without_control_tokens(text, special) for text in words]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The placeholders that image `image_idx` (among the distinct ones) expands to."""
         return self.image_token * self.image_seq_length
 
-    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        """The placeholders that video `video_idx` (among the distinct ones) expands to."""
-        return self.video_token * (self.frame_seq_length * int(video_inputs["video_num_frames"][video_idx]))
+    def replace_video_token(self, video_inputs: dict, video_idx: int, words: list[str] | None = None, **kwargs) -> str:
+        """What video `video_idx` (among the distinct ones) expands to: each frame's placeholders, its words behind."""
+        num_frames = int(video_inputs["video_num_frames"][video_idx])
+        frame = self.video_token * self.frame_seq_length
+        return frame * num_frames if words is None else "".join(frame + text for text in words)
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Tokens of images of `image_sizes` (height, width) and videos of `video_sizes` (num_frames, height, width)."""
@@ -434,36 +471,24 @@ class LlamaVidProcessor(ProcessorMixin):
         other = "|".join(map(re.escape, (self.image_token, self.video_token, FILM_INTRODUCTION, FILM_END)))
         return re.sub(rf"\n?(?:{other})", "", text).strip()
 
-    def _turn_of_message(self, message: dict) -> _Turn:
+    def _turn_of_message(self, message: dict) -> Turn:
         content = message.get("content", "")
         if not isinstance(content, str):
             tokens = {"image": self.image_token, "video": self.video_token}
             content = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in content)
-        return _Turn(self._user_text(content) if message["role"] == "user" else None, self._placeholders(content))
+        return Turn(self._user_text(content) if message["role"] == "user" else None, self._placeholders(content))
 
-    def _turns_of_prompt(self, prompt: str) -> list[_Turn]:
+    def _turns_of_prompt(self, prompt: str) -> list[Turn]:
         """A rendered prompt as turns, by the markers around user turns; without markers it has no user text."""
         if not self.user_turn_markers:
-            return [_Turn(None, self._placeholders(prompt))]
+            return [Turn(None, self._placeholders(prompt))]
         start, end = map(re.escape, self.user_turn_markers)
         turns, position = [], 0
         for match in re.finditer(rf"{start}(.*?)(?={end}|{start}|\Z)", prompt, flags=re.DOTALL):
-            turns.append(_Turn(None, self._placeholders(prompt[position : match.start()])))
-            turns.append(_Turn(self._user_text(match[1]), self._placeholders(match[1])))
+            turns.append(Turn(None, self._placeholders(prompt[position : match.start()])))
+            turns.append(Turn(self._user_text(match[1]), self._placeholders(match[1])))
             position = match.end()
-        return [*turns, _Turn(None, self._placeholders(prompt[position:]))]
-
-
-def _guides(turns: list[_Turn], default: str) -> list[str]:
-    """One instruction for each placeholder: the last user turn before the next turn that brings its own visual."""
-    bringing = [i for i, turn in enumerate(turns) if turn.placeholders]
-    guides = []
-    for i, following in zip(bringing, [*bringing, len(turns)][1:], strict=True):
-        asked = [turn.user_text for turn in turns[i:following] if turn.user_text]
-        earlier = [turn.user_text for turn in turns[:i] if turn.user_text]
-        guide = (asked or earlier or [default])[-1]
-        guides += [guide] * len(turns[i].placeholders)
-    return guides
+        return [*turns, Turn(None, self._placeholders(prompt[position:]))]
 
 
 def _distinct(keys: list) -> tuple[list[int], list[int]]:
@@ -471,6 +496,24 @@ def _distinct(keys: list) -> tuple[list[int], list[int]]:
     places = {}
     indices = [places.setdefault(key, len(places)) for key in keys]
     return [indices.index(place) for place in range(len(places))], indices
+
+
+def _one_for_each(subtitles, number: int) -> list:
+    """Subtitles for every one of `number` videos, of which one may come without a list around its own."""
+    if subtitles is None:
+        return [None] * number
+    is_list_of_cues = _is_list(subtitles) and len(subtitles) > 0 and all(map(_is_cue, subtitles))
+    if isinstance(subtitles, str | Path) or is_list_of_cues:
+        subtitles = [subtitles]
+    if len(subtitles) != number:
+        raise ValueError(
+            f"`subtitles` has {len(subtitles)} entries for {number} videos: pass one for each, None for one without."
+        )
+    return list(subtitles)
+
+
+def _is_cue(item) -> bool:
+    return _is_list(item) and len(item) == 3 and isinstance(item[0], int | float)
 
 
 def _is_list(item) -> bool:
@@ -498,42 +541,6 @@ def _video_identity(video):
     if isinstance(video, list):
         return tuple(map(id, video))
     return id(video.features if isinstance(video, _EncodedVideo) else video)
-
-
-def _features_of(conversations: list[list[dict]]) -> list[torch.Tensor]:
-    """The encoded videos of messages, in order."""
-    contents = [message.get("content", "") for messages in conversations for message in messages]
-    parts = [part for content in contents if _is_list(content) for part in content if part["type"] == "video"]
-    features = [part["features"] for part in parts if "features" in part]
-    if features and len(features) < len(parts):
-        raise ValueError(
-            f"{len(features)} of {len(parts)} videos come as `features`, the others as files: encode all of a batch or "
-            "none."
-        )
-    return features
-
-
-def _normalize_messages(messages) -> list[dict]:
-    """New messages (transformers rewrites them in place), without the `None` entries that data sets fill in."""
-    normalized = []
-    for message in messages:
-        message = {key: value for key, value in message.items() if value is not None}
-        if not isinstance(message.get("content", ""), str):
-            message["content"] = [_normalize_part(part) for part in message["content"]]
-        normalized.append(message)
-    return normalized
-
-
-def _normalize_part(part: dict) -> dict:
-    part = {key: value for key, value in part.items() if value is not None}
-    if part.get("type") == "image_url":  # OpenAI's form
-        url = part["image_url"]
-        part = {"type": "image", "url": url["url"] if isinstance(url, dict) else url}
-    if part.get("type") not in ("text", "image", "video"):
-        raise ValueError(f"Unknown content type {part.get('type')!r} in a message: use text, image or video.")
-    if "subtitles" in part or isinstance(part.get("features"), str | Path):
-        raise ValueError("`subtitles` and files of `features` are not supported by this version.")
-    return part
 
 
 __all__ = ["LlamaVidProcessor"]

@@ -1,0 +1,151 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""Subtitles: files and lists to cues, and cues to the frames that their words stand behind."""
+
+import codecs
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers.utils import logging
+
+try:
+    import pysubs2
+except ImportError:  # needed for files only
+    pysubs2 = None
+try:
+    import charset_normalizer
+except ImportError:  # needed for files that are neither UTF-8 nor UTF-16
+    charset_normalizer = None
+
+logger = logging.get_logger(__name__)
+
+# A film has some thousands; more is no subtitle file, and would not fit a prompt.
+MAX_CUES = 100_000
+MAX_BYTES = 32 * 1024**2
+
+
+class Cue(NamedTuple):
+    """Words and when they are shown, in seconds after the first frame."""
+
+    start: float
+    end: float
+    text: str
+
+
+def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
+    """
+    Read subtitles, sorted by their start.
+
+    Args:
+        subtitles (`str`, `Path` or iterable of `(start, end, text)`):
+            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that charset-normalizer detects; or
+            cues with times in seconds.
+
+    Returns:
+        `list[Cue]`: Without markup, line breaks and empty cues. A cue that ends before it starts ends at its start.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ImportError: if pysubs2 is needed and missing.
+        ValueError: if it is no subtitle file, its encoding is unknown, or there are more than `MAX_CUES` cues.
+    """
+    cues = _read_file(Path(subtitles)) if isinstance(subtitles, str | Path) else _read_list(subtitles)
+    if len(cues) > MAX_CUES:
+        raise ValueError(f"{len(cues)} subtitle cues are more than {MAX_CUES}: is this the file of one film?")
+    cues = [Cue(start, max(start, end), " ".join(text.split())) for start, end, text in cues]
+    return sorted((cue for cue in cues if cue.text), key=lambda cue: cue[:2])
+
+
+def _read_list(cues: Iterable) -> list[Cue]:
+    found = []
+    for i, cue in enumerate(cues):
+        try:
+            start, end, text = cue
+            found.append(Cue(float(start), float(end), str(text)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Subtitle cue {i} is {cue!r}: expected (start seconds, end seconds, text).") from error
+    return found
+
+
+def _read_file(path: Path) -> list[Cue]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Subtitle file {path} does not exist.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"Subtitle file {path} has more than {MAX_BYTES} bytes: is it one?")
+    if pysubs2 is None:
+        raise ImportError("Subtitle files are read by pysubs2: pip install pysubs2, or pass a list of cues.")
+    text = _decode(path)
+    kind = "vtt" if text.lstrip("\ufeff").startswith("WEBVTT") else "srt"
+    try:
+        events = pysubs2.SSAFile.from_string(text, format_=kind).events
+    except (pysubs2.Pysubs2Error, ValueError) as error:
+        raise ValueError(f"Subtitle file {path} cannot be read as SubRip or WebVTT: {error}.") from error
+    if not events:
+        raise ValueError(f"Subtitle file {path} has no cues: expected SubRip (.srt) or WebVTT (.vtt).")
+    return [Cue(event.start / 1000, event.end / 1000, _without_markup(event.plaintext)) for event in events]
+
+
+def _decode(path: Path) -> str:
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        best = charset_normalizer.from_bytes(content).best() if charset_normalizer is not None else None
+        if best is None:
+            raise ValueError(
+                f"Subtitle file {path} is not UTF-8 and its encoding was not recognised: save it as UTF-8"
+                f"{'' if charset_normalizer is not None else ', or pip install charset-normalizer'}."
+            ) from error
+        logger.warning(f"Subtitle file {path} is not UTF-8: read as {best.encoding}.")
+        return str(best)
+
+
+def _without_markup(text: str) -> str:
+    """WebVTT's time stamps and entities, which pysubs2 leaves."""
+    return html.unescape(re.sub(r"<[\d:.]+>", "", text))
+
+
+def align_subtitles(cues: Sequence[Cue], times: Sequence[float], duration: float) -> tuple[list[str], int]:
+    """
+    Give every cue to the last frame that is shown before the cue ends, or to the first one if none is (as in the
+    original's long-video data).
+
+    Args:
+        cues (`Sequence[Cue]`): Sorted by start.
+        times (`Sequence[float]`): When each sampled frame is shown, in seconds after the first frame, ascending.
+        duration (`float`): Seconds from the first frame to the end of the video.
+
+    Returns:
+        The words behind each frame, cues joined by a space, and how many cues were dropped because they start after the
+        end of the video.
+    """
+    words: list[list[str]] = [[] for _ in times]
+    dropped, frame = 0, 0
+    for cue in sorted(cues, key=lambda cue: cue.end):
+        if cue.start >= duration:
+            dropped += 1
+            continue
+        while frame + 1 < len(times) and times[frame + 1] < cue.end:
+            frame += 1
+        words[frame].append(cue)
+    return [" ".join(cue.text for cue in sorted(shown, key=lambda cue: cue[:2])) for shown in words], dropped
+
+
+def without_control_tokens(text: str, tokens: Iterable[str]) -> str:
+    """
+    Take apart what a tokenizer would read as a placeholder or a special token: a space behind its first character.
+
+    Args:
+        text (`str`): Words of a subtitle.
+        tokens (`Iterable[str]`): The tokenizer's special tokens.
+
+    Returns:
+        `str`: The text, in which none of the tokens is left.
+    """
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return text

@@ -1,0 +1,239 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""Subtitles: reading them, whose frame they stand behind, and the exact prompt that comes of it."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from small_videos import pictures
+from transformers import AutoProcessor
+
+from llama_vid.data.clips import write_clip
+from llama_vid.modeling import subtitles_llama_vid as subtitles
+from llama_vid.modeling.subtitles_llama_vid import Cue, align_subtitles, read_subtitles, without_control_tokens
+from llama_vid.session import TINY_CHECKPOINT
+
+SRT = """1
+00:00:01,000 --> 00:00:02,500
+<i>Hello</i> <font color="red">there</font>, {\\an8}you
+two.
+
+2
+00:00:00,250 --> 00:00:00,750
+Before.
+
+3
+00:00:03,000 --> 00:00:04,000
+<b></b>
+"""
+VTT = """WEBVTT
+
+NOTE nobody reads this
+
+intro
+00:01.000 --> 00:02.500 align:start
+<v Bob>Hi <c.yellow>there</c> <00:00:01.500>&amp; now
+
+00:00:03.000 --> 00:00:04.000
+caf\u00e9
+"""
+
+
+def write(folder, name: str, text: str, encoding: str = "utf-8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_subrip(tmp_path):
+    assert read_subtitles(write(tmp_path, "film.srt", SRT)) == [
+        Cue(0.25, 0.75, "Before."),
+        Cue(1.0, 2.5, "Hello there, you two."),
+    ]
+
+
+def test_webvtt(tmp_path):
+    assert read_subtitles(str(write(tmp_path, "film.vtt", VTT))) == [
+        Cue(1.0, 2.5, "Hi there & now"),
+        Cue(3.0, 4.0, "caf\u00e9"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+def test_unicode_encodings(tmp_path, encoding):
+    content = VTT.encode("utf-16") if encoding == "utf-16-le-bom" else VTT.encode(encoding)
+    path = tmp_path / "film.vtt"
+    path.write_bytes(content)
+    assert read_subtitles(path)[1].text == "caf\u00e9"
+
+
+def test_another_encoding_is_detected_and_said(tmp_path, caplog):
+    words = "Gr\u00fc\u00dfe aus M\u00fcnchen, sch\u00f6ne \u00c4pfel f\u00fcr b\u00f6se K\u00f6nige"
+    text = "".join(f"{i}\n00:00:{i:02d},000 --> 00:00:{i:02d},900\n{words} {i}.\n\n" for i in range(1, 30))
+    path = write(tmp_path, "film.srt", text, "cp1252")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        cues = read_subtitles(path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert cues[0].text == f"{words} 1."
+    assert "is not UTF-8: read as" in caplog.text
+
+
+def test_unknown_encoding_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(subtitles, "charset_normalizer", None)
+    with pytest.raises(ValueError, match=r"is not UTF-8 .*save it as UTF-8, or pip install charset-norm"):
+        read_subtitles(write(tmp_path, "film.srt", SRT.replace("there", "caf\u00e9"), "latin-1"))
+
+
+def test_lists_are_sorted_and_mended():
+    cues = [(5, 4, "ends  before\nit starts"), (1, 2, " b "), (0.5, 9, "a"), (3, 3, "   ")]
+    assert read_subtitles(cues) == [Cue(0.5, 9.0, "a"), Cue(1.0, 2.0, "b"), Cue(5.0, 5.0, "ends before it starts")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no cues|cannot be read as SubRip or WebVTT"),
+        ("Just some words.", "has no cues|cannot be read as SubRip or WebVTT"),
+    ],
+)
+def test_files_that_are_no_subtitles(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_subtitles(write(tmp_path, "film.srt", content))
+
+
+def test_bad_sources(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"film\.srt does not exist"):
+        read_subtitles(tmp_path / "film.srt")
+    with pytest.raises(ValueError, match=r"cue 1 is \(1, 'a'\): expected \(start seconds, end seconds, text\)"):
+        read_subtitles([(0, 1, "a"), (1, "a")])
+    monkeypatch.setattr(subtitles, "MAX_CUES", 3)
+    with pytest.raises(ValueError, match="4 subtitle cues are more than 3"):
+        read_subtitles([(i, i + 1, "a") for i in range(4)])
+    monkeypatch.setattr(subtitles, "MAX_BYTES", 10)
+    with pytest.raises(ValueError, match="has more than 10 bytes"):
+        read_subtitles(write(tmp_path, "film.srt", SRT))
+    monkeypatch.setattr(subtitles, "pysubs2", None)
+    monkeypatch.setattr(subtitles, "MAX_BYTES", 10**6)
+    with pytest.raises(ImportError, match="pip install pysubs2"):
+        read_subtitles(write(tmp_path, "film.srt", SRT))
+
+
+# A film of ten frames, one a second, and cues in every awkward position.
+AWKWARD = [
+    (2.2, 2.8, "c"),  # within a second
+    (-3.0, -1.0, "a"),  # over before the film begins: the first frame
+    (0.0, 0.0, "b"),  # of no length, at the first frame
+    (3.0, 3.0, "d"),  # of no length, at a frame that is not shown before it ends
+    (4.0, 7.0, "f"),  # ends as a frame begins, which is not shown before it ends
+    (3.5, 4.5, "e"),  # overlaps the next
+    (4.2, 4.4, "e2"),  # inside it
+    (9.5, 99.0, "g"),  # longer than the film
+    (10.0, 11.0, "never"),  # starts as the film ends
+    (50.0, 51.0, "never"),
+]
+EXPECTED = ["a b", "", "c d", "", "e e2", "", "f", "", "", "g"]
+
+
+def test_alignment():
+    words, dropped = align_subtitles(read_subtitles(AWKWARD), [float(i) for i in range(10)], 10.0)
+    assert words == EXPECTED
+    assert dropped == 2
+
+
+def test_alignment_to_uneven_times():
+    words, dropped = align_subtitles(read_subtitles([(0, 2, "a"), (2, 6, "b"), (6, 9, "c")]), [0.0, 0.4, 5.9], 8.0)
+    assert (words, dropped) == (["", "a", "b c"], 0)
+
+
+def test_control_tokens_are_taken_apart():
+    tokens = ["</s>", "<image>", "<video>", "<s>"]
+    text = without_control_tokens("a </s><video> b<s> <3", tokens)
+    assert text == "a < /s>< video> b< s> <3"
+    assert not any(token in text for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_clip(path, pictures(100), fps=10)
+    return path
+
+
+FILM = "".join("<video><video>" + words for words in EXPECTED)
+
+
+def test_exact_prompt_in_every_way(processor, film, caplog):
+    prompt = "USER: <video>\nWho speaks? ASSISTANT:"
+    expected = processor.tokenizer(prompt.replace("<video>", FILM))["input_ids"]
+
+    from_text = processor(text=prompt, videos=film, subtitles=AWKWARD)
+    assert from_text["input_ids"] == [expected]
+
+    part = {"type": "video", "path": str(film), "subtitles": AWKWARD}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [part, {"type": "text", "text": "Who speaks?"}]},
+    ]
+    arguments = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    from_messages = processor.apply_chat_template(messages, **arguments)
+    rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert from_messages["input_ids"] == [processor.tokenizer(rendered.replace("<video>", FILM))["input_ids"]]
+    assert from_messages["qformer_input_ids_videos"] == processor.qformer_tokenizer(["Who speaks?"])["input_ids"]
+
+    features = torch.zeros(10, 17, 56)
+    times = list(range(10))
+    from_features = processor(text=prompt, video_features=[features], video_times=[times], subtitles=[AWKWARD])
+    assert from_features["input_ids"] == [expected]
+    messages[1]["content"][0] = {"type": "video", "features": features, "times": times, "subtitles": AWKWARD}
+    assert processor.apply_chat_template(messages, **arguments)["input_ids"] == from_messages["input_ids"]
+
+
+def test_files_and_videos_without_subtitles(processor, film, tmp_path):
+    path = write(tmp_path, "film.srt", SRT)
+    batch = processor(text=["<video>", "<video>"], videos=[film, film], subtitles=[None, path], num_frames=2)
+    plain, spoken = batch["input_ids"]
+    assert plain == processor.tokenizer("<video>" * 4)["input_ids"]
+    assert spoken == processor.tokenizer("<video><video>Before. Hello there, you two.<video><video>")["input_ids"]
+    assert "video_metadata" not in batch
+    assert batch["video_indices"] == [0, 0]
+
+
+def test_words_of_a_subtitle_are_no_placeholders_or_special_tokens(processor, film):
+    text = "say </s> and <image> and <video> USER: now"
+    batch = processor(text="<video>", videos=film, subtitles=[(0, 1, text)], num_frames=1)
+    ids = batch["input_ids"][0]
+    assert ids.count(processor.video_token_id) == 2
+    assert processor.image_token_id not in ids
+    assert processor.tokenizer.eos_token_id not in ids
+
+
+def test_dropped_cues_are_counted(processor, film, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        processor(text="<video>", videos=film, subtitles=AWKWARD)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "Video 0 ends after 10.0 s: 2 subtitle cues that start later are dropped" in caplog.text
+
+
+def test_subtitles_must_fit_the_videos(processor, film):
+    with pytest.raises(ValueError, match="`subtitles` has 2 entries for 1 videos"):
+        processor(text="<video>", videos=film, subtitles=[None, None])
+    with pytest.raises(ValueError, match="its features have no times: pass `video_times`"):
+        processor(text="<video>", video_features=[torch.zeros(2, 17, 56)], subtitles=[AWKWARD])
+
+
+def test_frames_in_memory_have_the_processors_clock(processor):
+    frames = np.stack(list(pictures(3)))
+    batch = processor(text="<video>", videos=frames, subtitles=[(0, 0.5, "one"), (1.5, 1.9, "two")])
+    assert batch["input_ids"] == [processor.tokenizer("<video><video>one<video><video>two<video><video>")["input_ids"]]
