@@ -153,6 +153,13 @@ class LlamaVidConfig(PreTrainedConfig):
         """Tokens that a video frame costs the language model."""
         return self._visual_seq_length(self.video_grid_size)
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that the language model was trained for: linear scaling stretches positions by its factor."""
+        rope = self.text_config.rope_parameters if "rope_parameters" in self.text_config.to_dict() else None
+        factor = rope.get("factor", 1) if rope and rope.get("rope_type") == "linear" else 1
+        return int(self.text_config.max_position_embeddings * factor)
+
     def _visual_seq_length(self, grid_size: int | None) -> int:
         side = self.patch_grid_side if grid_size is None else grid_size
         return int(self.use_context_token) + int(self.use_content_token) * side**2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
 from .configuration_llama_vid import LlamaVidConfig
@@ -115,6 +115,52 @@ class LlamaVidModel(LlamaVidVisualModel):
         tokens = self.get_video_features(pixels, qformer_input_ids_videos=ids)
         return tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype) * 0
 
+    def _embed(
+        self,
+        input_ids=None,
+        inputs_embeds=None,
+        pixel_values=None,
+        image_indices=None,
+        pixel_values_videos=None,
+        video_num_frames=None,
+        video_indices=None,
+        qformer_input_ids=None,
+        qformer_attention_mask=None,
+        qformer_input_ids_videos=None,
+        qformer_attention_mask_videos=None,
+        image_features=None,
+        video_features=None,
+    ) -> tuple[torch.Tensor, LlamaVidVisualOutput | None, LlamaVidVisualOutput | None]:
+        """The prompt as the language model reads it, (batch_size, sequence_length, hidden_size), and its visuals."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        images = videos = None
+        if pixel_values is not None or image_features is not None:
+            images = self.get_image_features(
+                pixel_values,
+                qformer_input_ids,
+                qformer_attention_mask,
+                image_indices,
+                image_features,
+                return_dict=True,
+            )
+            inputs_embeds = self._place("image", input_ids, inputs_embeds, images.pooler_output)
+        if pixel_values_videos is not None or video_features is not None:
+            videos = self.get_video_features(
+                pixel_values_videos,
+                video_num_frames,
+                qformer_input_ids_videos,
+                qformer_attention_mask_videos,
+                video_indices,
+                video_features,
+                return_dict=True,
+            )
+            inputs_embeds = self._place("video", input_ids, inputs_embeds, videos.pooler_output)
+        return inputs_embeds, images, videos
+
     @can_return_tuple
     def forward(
         self,
@@ -154,34 +200,21 @@ class LlamaVidModel(LlamaVidVisualModel):
         Raises:
             ValueError: if placeholders and visuals do not match, or a visual input has the wrong shape.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
-        images = videos = None
-        if pixel_values is not None or image_features is not None:
-            images = self.get_image_features(
-                pixel_values,
-                qformer_input_ids,
-                qformer_attention_mask,
-                image_indices,
-                image_features,
-                return_dict=True,
-            )
-            inputs_embeds = self._place("image", input_ids, inputs_embeds, images.pooler_output)
-        if pixel_values_videos is not None or video_features is not None:
-            videos = self.get_video_features(
-                pixel_values_videos,
-                video_num_frames,
-                qformer_input_ids_videos,
-                qformer_attention_mask_videos,
-                video_indices,
-                video_features,
-                return_dict=True,
-            )
-            inputs_embeds = self._place("video", input_ids, inputs_embeds, videos.pooler_output)
-
+        inputs_embeds, images, videos = self._embed(
+            input_ids,
+            inputs_embeds,
+            pixel_values,
+            image_indices,
+            pixel_values_videos,
+            video_num_frames,
+            video_indices,
+            qformer_input_ids,
+            qformer_attention_mask,
+            qformer_input_ids_videos,
+            qformer_attention_mask_videos,
+            image_features,
+            video_features,
+        )
         is_prompt = past_key_values is None or (inputs_embeds.shape[1] > 1 and past_key_values.get_seq_length() == 0)
         if is_prompt and input_ids is not None:
             self._check_visuals_given(input_ids, images, videos)
@@ -189,7 +222,7 @@ class LlamaVidModel(LlamaVidVisualModel):
             inputs_embeds = inputs_embeds + self._unused_visual_path(inputs_embeds)
         if is_prompt and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # Real tokens count from 0 whatever the padding side, for language models with absolute positions too.
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = _positions(attention_mask)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -366,6 +399,46 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
         )
 
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        chunk_size: int = 4096,
+        **visual_inputs,
+    ) -> Cache:
+        """
+        Read a prompt into a cache, `chunk_size` tokens at a time, so that activations of an hour's film never peak.
+        Pass the cache as `past_key_values` to `generate`, with the same `input_ids` and `attention_mask` and nothing
+        else.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The prompt.
+            attention_mask (`torch.Tensor` of the same shape, *optional*): Its padding mask (left padding in batches).
+            chunk_size (`int`, *optional*, defaults to 4096): Tokens at a time.
+            **visual_inputs: The visual inputs of `forward`.
+
+        Returns:
+            `Cache` of all tokens but the last, which `generate` reads itself.
+        """
+        if chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        embeds, images, videos = self.model._embed(input_ids, **visual_inputs)
+        self.model._check_visuals_given(input_ids, images, videos)
+        positions, length = _positions(attention_mask), input_ids.shape[1] - 1
+        cache = DynamicCache(config=self.config.get_text_config())
+        for start in range(0, length, chunk_size):
+            stop = min(start + chunk_size, length)
+            self.model.language_model(
+                inputs_embeds=embeds[:, start:stop],
+                attention_mask=attention_mask[:, :stop],
+                position_ids=positions[:, start:stop],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cache
+
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs):
         """The visual inputs go into the first forward pass only; after it the cache has seen them."""
         if not is_first_iteration and kwargs.get("use_cache", True):
@@ -411,6 +484,10 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             if name in visual:
                 expanded[name] = visual[name][order.to(visual[name].device)]
         return expanded
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 _VISUAL_INPUTS = (

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "src" / "llama_vid"
 # From the top down: a module may import from its own layer and from the layers below it.
 LAYERS = [
     ["llama_vid", "llama_vid.cli"],
-    ["llama_vid.training", "llama_vid.hub", "llama_vid.session"],
+    ["llama_vid.training", "llama_vid.hub", "llama_vid.chat"],
+    ["llama_vid.session"],
     ["llama_vid.conversion"],
     ["llama_vid.conversion_tokenizers"],
     ["llama_vid.composition", "llama_vid.conversion_files", "llama_vid.conversion_keys"],

@@ -1,5 +1,6 @@
 """Asking about a real file, from decoding to the answer."""
 
+import logging
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid import ask
+from llama_vid import LlamaVidSession, ask
 from llama_vid.data.clips import make_demo_clip
 from llama_vid.session import TINY_CHECKPOINT
 
@@ -76,3 +77,91 @@ def test_incomplete_checkpoints_are_refused(clip, tmp_path, problem):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"has 1 {problem} keys"):
         ask(clip, "What?", model=folder)
+
+
+@pytest.fixture(scope="module")
+def opened(clip) -> LlamaVidSession:
+    return LlamaVidSession.from_pretrained().open(clip)
+
+
+def count_calls(module: torch.nn.Module) -> list:
+    calls = []
+    module.register_forward_hook(lambda *args: calls.append(1))
+    return calls
+
+
+def test_a_second_question_neither_decodes_nor_encodes(opened, clip, monkeypatch):
+    opened.reset()
+    calls = count_calls(opened.model.model.vision_tower)
+    monkeypatch.setattr(opened.processor.video_processor, "iter_chunks", None)
+    first = opened.ask("What is moving?", max_new_tokens=6)
+    second = opened.ask("Which colour is it?", max_new_tokens=6)
+    assert not calls
+    assert second.prompt_length > first.prompt_length
+    assert [message["role"] for message in opened.messages] == ["user", "assistant"] * 2
+    assert sum(part["type"] == "video" for message in opened.messages for part in message["content"]) == 1
+    opened.reset()
+    assert opened.ask("What is moving?", max_new_tokens=6).text == first.text
+    assert first.text == ask(clip, "What is moving?", max_new_tokens=6).text
+
+
+def test_the_latest_question_guides_the_frames(opened):
+    """As if the conversation so far had been written down and read anew."""
+    opened.reset()
+    first = opened.ask("What is moving?", max_new_tokens=6)
+    second = opened.ask("How many circles are there?", max_new_tokens=6)
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "features": opened.features}, {"type": "text", "text": "What is moving?"}],
+        },
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "How many circles are there?"},
+    ]
+    arguments = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = opened.processor.apply_chat_template(messages, **arguments)
+    assert opened.processor.qformer_tokenizer.decode(inputs["qformer_input_ids_videos"][0]).startswith("[CLS] how many")
+    output = opened.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    new = opened.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert second.text == new.strip()
+
+
+def test_subtitles_make_it_a_film(clip, tmp_path):
+    path = tmp_path / "film.srt"
+    path.write_text("1\n00:00:01,000 --> 00:00:02,500\nHello there.\n")
+    session = LlamaVidSession.from_pretrained().open(clip, subtitles=path)
+    answer = session.ask("Who speaks?", max_new_tokens=4)
+    kinds = [part["type"] for part in session.messages[0]["content"]]
+    assert kinds == ["text", "video", "text", "text"]
+    assert answer.prompt_length > ask(clip, "Who speaks?", max_new_tokens=4).prompt_length
+    assert ask(clip, "Who speaks?", subtitles=path, max_new_tokens=4).text == answer.text
+
+
+def test_prompts_beyond_what_the_model_was_trained_for(opened, caplog):
+    opened.reset()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        opened.ask("What is moving?", max_new_tokens=2)
+        assert "was trained for" not in caplog.text
+        opened.model.config.text_config.max_position_embeddings = 50
+        answer = opened.ask("And now?", max_new_tokens=2)
+    finally:
+        opened.model.config.text_config.max_position_embeddings = 4096
+        logger.removeHandler(caplog.handler)
+    assert (
+        f"The prompt has {answer.prompt_length} tokens and the answer may have 2, together more than the 50"
+        in caplog.text
+    )
+
+
+def test_linear_scaling_lengthens_the_context():
+    config = LlamaVidSession.from_pretrained().model.config
+    assert config.context_length == 4096
+    config.text_config.rope_parameters = {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0}
+    assert config.context_length == 65536
+
+
+def test_a_session_without_a_video():
+    with pytest.raises(ValueError, match="No video is open: call `open` first"):
+        LlamaVidSession.from_pretrained().ask("What?")

@@ -12,7 +12,7 @@ from llama_vid.modeling import (
 )
 
 # Imported when asked for.
-_LAZY = {"ask": "session", "convert_checkpoint": "conversion"}
+_LAZY = {"LlamaVidSession": "session", "ask": "session", "convert_checkpoint": "conversion"}
 
 __all__ = [
     "LlamaVidConfig",

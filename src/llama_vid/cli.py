@@ -16,6 +16,11 @@ app = typer.Typer(
 )
 console = Console()
 
+UNTRAINED = (
+    "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
+    "Pass --model for a trained one."
+)
+
 
 @app.callback()
 def commands() -> None:
@@ -30,6 +35,7 @@ def ask(
         str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")] = None,
+    subtitles: Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames to sample evenly, instead of --fps.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most, in tokens.")] = 128,
@@ -37,7 +43,7 @@ def ask(
     """
     Ask a question about a video.
 
-    Example: `llama-vid ask clip.mp4 "What is moving?"`
+    Example: `llama-vid ask film.mkv "Who finds the letter?" --subtitles film.srt --model llama-vid-7b-long-video`
     """
     from llama_vid.session import TINY_CHECKPOINT
     from llama_vid.session import ask as ask_video
@@ -47,6 +53,7 @@ def ask(
             video,
             question,
             model=model or TINY_CHECKPOINT,
+            subtitles=subtitles,
             fps=fps,
             num_frames=num_frames,
             max_frames=max_frames,
@@ -54,16 +61,43 @@ def ask(
         )
     print(answer.text)
     if model is None:
-        console.print(
-            "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
-            "Pass --model for a trained one.",
-            style="yellow",
-            soft_wrap=True,
-        )
+        console.print(UNTRAINED, style="yellow", soft_wrap=True)
     console.print(
         f"{answer.num_frames} frames, {answer.tokens_per_frame} tokens per frame, "
         f"{answer.prompt_length} tokens in the prompt, {answer.seconds:.2f} s",
         style="dim",
+    )
+
+
+@app.command()
+def chat(
+    video: Annotated[str, typer.Argument(help="A video file or an http(s) URL.")],
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")
+    ] = None,
+    subtitles: Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most, in tokens.")] = 512,
+) -> None:
+    """
+    Talk about a video. `/reset` forgets the conversation, `/video PATH` opens another video, `/quit` ends; Ctrl-C stops
+    an answer.
+
+    Example: `llama-vid chat film.mkv --subtitles film.srt --model llama-vid-7b-long-video`
+    """
+    from llama_vid.chat import chat as chat_about
+    from llama_vid.session import TINY_CHECKPOINT
+
+    if model is None:
+        console.print(UNTRAINED, style="yellow", soft_wrap=True)
+    chat_about(
+        video,
+        model=model or TINY_CHECKPOINT,
+        subtitles=subtitles,
+        fps=fps,
+        max_frames=max_frames,
+        max_new_tokens=max_new_tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""Questions about a video: decoded and encoded chunk by chunk, answered from the features."""
+"""A conversation about a video: decoded and encoded once, chunk by chunk; questions are answered from the features."""
 
 import time
 from dataclasses import dataclass
@@ -7,9 +7,19 @@ from os import PathLike
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
+
+from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
+from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
+from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
+
+logger = logging.get_logger(__name__)
 
 # An untrained checkpoint inside the package: every part is real and small, its answers mean nothing.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
+
+PREFILL_CHUNK_SIZE = 4096
 
 
 @dataclass
@@ -22,7 +32,8 @@ class Answer:
         num_frames (`int`): Frames that were sampled.
         tokens_per_frame (`int`): Tokens that each of them cost the language model.
         prompt_length (`int`): Tokens of the whole prompt.
-        seconds (`float`): Wall time of decoding, encoding and answering, without loading the model.
+        seconds (`float`): Wall time of this question; of the first one with decoding and encoding, without loading the
+            model.
     """
 
     text: str
@@ -32,11 +43,161 @@ class Answer:
     seconds: float
 
 
+class LlamaVidSession:
+    """
+    A video's features and a conversation about it. The video is decoded and encoded by [`~LlamaVidSession.open`], a
+    chunk of frames at a time; a question re-runs only the text decoder, context attention and the language model, and
+    the latest one guides what the frames' context tokens look for.
+
+    Args:
+        model (`LlamaVidForConditionalGeneration`): The model, on its device.
+        processor (`LlamaVidProcessor`): Its processor.
+
+    Example:
+
+    ```python
+    >>> session = LlamaVidSession.from_pretrained(repo)
+    >>> session.open("film.mkv", subtitles="film.srt")
+    >>> session.ask("Who finds the letter?").text
+    >>> session.ask("What does she do with it?").text
+    ```"""
+
+    def __init__(self, model: LlamaVidForConditionalGeneration, processor: LlamaVidProcessor):
+        self.model = model
+        self.processor = processor
+        self.features: torch.Tensor | None = None  # (frames, rows, vision_hidden_size)
+        self.times: list[float] = []
+        self.subtitles: list[Cue] | None = None
+        self.messages: list[dict] = []
+        self._opening_seconds = 0.0
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | PathLike = TINY_CHECKPOINT, *, trust_remote_code: bool = False
+    ) -> "LlamaVidSession":
+        """
+        Load a checkpoint onto the GPU, if there is one.
+
+        Args:
+            model (`str` or `PathLike`, *optional*): A folder or Hub id; the untrained embedded checkpoint by default.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether code of the checkpoint may run; LLaMA-VID ones do not need it, their classes are installed here.
+
+        Raises:
+            ValueError: if the checkpoint lacks tensors of the model, or has others.
+        """
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return cls(_load_model(model, trust_remote_code), processor)
+
+    @torch.inference_mode()
+    def open(
+        self,
+        video: str | PathLike | bytes,
+        *,
+        subtitles: str | PathLike | list | None = None,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        max_frames: int | None = None,
+    ) -> "LlamaVidSession":
+        """
+        Decode and encode a video, and begin a conversation about it. No more than a chunk of pixels is held at a time.
+
+        Args:
+            video (`str`, `PathLike` or `bytes`): Whatever [`LlamaVidVideoProcessor.iter_chunks`] takes.
+            subtitles (`str`, `PathLike` or `list`, *optional*):
+                A SubRip or WebVTT file, or a list of `(start, end, text)` in seconds.
+            fps (`float`, *optional*): Frames per second to sample (1 by default).
+            num_frames (`int`, *optional*): Frames to sample evenly, instead of `fps`.
+            max_frames (`int`, *optional*): Thin evenly where `fps` gives more.
+
+        Raises:
+            ValueError: if the video or the subtitles cannot be read.
+        """
+        start = time.perf_counter()
+        cues = None if subtitles is None else read_subtitles(subtitles)
+        chunks = self.processor.video_processor.iter_chunks(
+            video, fps=fps, num_frames=num_frames, max_frames=max_frames, chunk_size=self.model.frames_per_chunk
+        )
+        features, times = [], []
+        for pixels, seconds in chunks:
+            features.append(self.model.encode_frames(pixels.to(self.model.device)))
+            times += seconds.tolist()
+        self.features, self.times, self.subtitles = torch.cat(features), times, cues
+        self._opening_seconds = time.perf_counter() - start
+        self.reset()
+        return self
+
+    def reset(self) -> None:
+        """Forget the conversation, keep the video."""
+        self.messages = []
+
+    @torch.inference_mode()
+    def ask(
+        self, question: str, *, max_new_tokens: int = 128, streamer: BaseStreamer | None = None, **kwargs
+    ) -> Answer:
+        """
+        Ask a question; it and its answer become part of the conversation.
+
+        Args:
+            question (`str`): The question.
+            max_new_tokens (`int`, *optional*, defaults to 128): Length of the answer at most.
+            streamer (`BaseStreamer`, *optional*): Receives the answer's tokens as they come.
+            **kwargs: Passed to `generate` (greedy decoding by default).
+
+        Raises:
+            ValueError: if no video is open or the question is empty.
+        """
+        if self.features is None:
+            raise ValueError("No video is open: call `open` first.")
+        if not question.strip():
+            raise ValueError("`question` is empty: ask something about the video.")
+        start = time.perf_counter()
+        user = {"role": "user", "content": [*([] if self.messages else self._film()), _text(question)]}
+        inputs = self.processor.apply_chat_template(
+            [*self.messages, user],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        prompt_length = inputs["input_ids"].shape[1]
+        self._check_length(prompt_length, max_new_tokens)
+        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        cache = self.model.prefill(**inputs, chunk_size=PREFILL_CHUNK_SIZE)
+        output_ids = self.model.generate(
+            **prompt,
+            past_key_values=cache,
+            streamer=streamer,
+            **{"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs},
+        )
+        text = self.processor.decode(output_ids[0, prompt_length:], skip_special_tokens=True).strip()
+        self.messages += [user, {"role": "assistant", "content": [_text(text)]}]
+        seconds, self._opening_seconds = time.perf_counter() - start + self._opening_seconds, 0.0
+        return Answer(text, len(self.features), self.processor.frame_seq_length, prompt_length, seconds)
+
+    def _film(self) -> list[dict]:
+        """The video as parts of a message; with subtitles it is a film, which the long-video data announces."""
+        video = {"type": "video", "features": self.features, "times": self.times}
+        if self.subtitles is None:
+            return [video]
+        return [_text(FILM_INTRODUCTION), {**video, "subtitles": self.subtitles}, _text(FILM_END)]
+
+    def _check_length(self, prompt_length: int, max_new_tokens: int) -> None:
+        limit = self.model.config.context_length
+        if prompt_length + max_new_tokens > limit:
+            logger.warning(
+                f"The prompt has {prompt_length} tokens and the answer may have {max_new_tokens}, together more than "
+                f"the {limit} that the language model was trained for: sample fewer frames (max_frames), or use a "
+                "long-video checkpoint."
+            )
+
+
 def ask(
     video: str | PathLike | bytes,
     question: str,
     *,
     model: str | PathLike = TINY_CHECKPOINT,
+    subtitles: str | PathLike | list | None = None,
     fps: float | None = None,
     num_frames: int | None = None,
     max_frames: int | None = None,
@@ -44,18 +205,7 @@ def ask(
     trust_remote_code: bool = False,
 ) -> Answer:
     """
-    Ask a question about a video. At no time more than a chunk of frames is held as pixels.
-
-    Args:
-        video (`str`, `PathLike` or `bytes`): Whatever [`LlamaVidVideoProcessor.iter_chunks`] takes.
-        question (`str`): The question.
-        model (`str` or `PathLike`, *optional*): A checkpoint's folder or Hub id; the untrained embedded one by default.
-        fps (`float`, *optional*): Frames per second to sample (1 by default).
-        num_frames (`int`, *optional*): Frames to sample evenly, instead of `fps`.
-        max_frames (`int`, *optional*): Thin evenly where `fps` gives more.
-        max_new_tokens (`int`, *optional*, defaults to 128): Length of the answer at most.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code of the checkpoint may run; not needed for LLaMA-VID ones, whose classes are installed here.
+    Ask one question about a video: [`LlamaVidSession`] in one call, with its arguments.
 
     Returns:
         `Answer`
@@ -65,29 +215,13 @@ def ask(
     """
     if not question.strip():
         raise ValueError("`question` is empty: ask something about the video.")
-    processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-    network = _load_model(model, trust_remote_code)
-    start = time.perf_counter()
-    chunks = processor.video_processor.iter_chunks(video, fps=fps, num_frames=num_frames, max_frames=max_frames)
-    with torch.inference_mode():
-        features = torch.cat([network.encode_frames(pixels.to(network.device)) for pixels, _ in chunks])
-        content = [{"type": "video", "features": features}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(network.device)
-        output_ids = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    prompt_length = inputs["input_ids"].shape[1]
-    return Answer(
-        text=processor.decode(output_ids[0, prompt_length:], skip_special_tokens=True).strip(),
-        num_frames=len(features),
-        tokens_per_frame=processor.frame_seq_length,
-        prompt_length=prompt_length,
-        seconds=time.perf_counter() - start,
-    )
+    session = LlamaVidSession.from_pretrained(model, trust_remote_code=trust_remote_code)
+    session.open(video, subtitles=subtitles, fps=fps, num_frames=num_frames, max_frames=max_frames)
+    return session.ask(question, max_new_tokens=max_new_tokens)
+
+
+def _text(text: str) -> dict:
+    return {"type": "text", "text": text}
 
 
 def _load_model(model: str | PathLike, trust_remote_code: bool) -> PreTrainedModel:

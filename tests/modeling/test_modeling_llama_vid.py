@@ -271,6 +271,16 @@ def test_static_cache_and_compiled_decoding_give_the_same_tokens(model):
     assert torch.stack(tokens, dim=1).tolist() == expected
 
 
+@pytest.mark.parametrize("chunk_size", [1, 5, 4096])
+def test_prefill_in_chunks_gives_the_same_tokens(model, chunk_size):
+    batch = collate(mixed_samples(model), "left")
+    expected = generate(model, batch, do_sample=False)
+    cache = model.prefill(**batch, chunk_size=chunk_size)
+    assert cache.get_seq_length() == batch["input_ids"].shape[1] - 1
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert generate(model, text, do_sample=False, past_key_values=cache) == expected
+
+
 def gradients(model, batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
     labels = batch["input_ids"].masked_fill((batch["input_ids"] >= IMAGE) | (batch["attention_mask"] == 0), -100)
