@@ -64,6 +64,8 @@ class LlamaVidConfig(PreTrainedConfig):
             Whether a frame has its context token (paper, ablations).
         use_content_token (`bool`, *optional*, defaults to `True`):
             Whether a frame has its content tokens (paper, ablations).
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation that new weights are drawn with.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the input embedding's weight; follows `text_config` where that ties.
 
@@ -106,6 +108,11 @@ class LlamaVidConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.vision_config = _as_config(self.vision_config, {"model_type": "instructblip_vision_model"})
+        if self.vision_config.model_type.startswith("siglip2") or "hidden_size" not in self.vision_config.to_dict():
+            raise ValueError(
+                f"`vision_config` of type {self.vision_config.model_type!r} is no encoder of fixed-size images: pass "
+                "the vision part of a model, such as clip_vision_model, siglip_vision_model or instructblip_vision_model."
+            )
         self.text_config = _as_config(self.text_config, _DEFAULT_TEXT_CONFIG)
         # Only a Q-Former given as keywords can follow the vision width; one given as an object is checked below.
         follows_vision = {} if self.qformer_vision_proj else {"encoder_hidden_size": self.vision_config.hidden_size}

@@ -341,7 +341,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, aligned with `input_ids`; positions with -100 are left out of the loss.
+                Targets, aligned with `input_ids`; positions with -100 and placeholders are left out of the loss.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Compute logits for the last so many positions (or those of a 1D index); 0 means all.
 
@@ -390,6 +390,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         # Placeholders are never an answer: they take no part in the softmax, of the loss or of sampling.
         for token_id in (self.config.image_token_id, self.config.video_token_id):
             logits[..., token_id] = torch.finfo(logits.dtype).min
+            labels = None if labels is None else labels.masked_fill(labels == token_id, -100)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -439,11 +440,26 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             )
         return cache
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs):
-        """The visual inputs go into the first forward pass only; after it the cache has seen them."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs = {key: value for key, value in kwargs.items() if key not in _VISUAL_INPUTS}
-        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> dict:
+        """The visual inputs go along until a cache has seen them."""
+        visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
+        # Asked before the base method runs; assistants of assisted decoding fill their cache in a later iteration.
+        is_unseen = past_key_values is None or past_key_values.get_seq_length() == 0
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        return {**inputs, **visual} if is_first_iteration or is_unseen else inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs

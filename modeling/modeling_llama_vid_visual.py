@@ -156,7 +156,11 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
         """
         if quantization_config is not None:
             quantization_config = _with_default_skips(quantization_config, cls.modules_to_not_convert)
-        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+        loaded = super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, InstructBlipQFormerModel):
+                _freeze_what_is_not_read(module)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -186,7 +190,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
 
     def __init__(self, config: LlamaVidConfig):
         super().__init__(config)
-        self.frames_per_chunk = 64
+        self._frames_per_chunk = 64
         self.vision_tower = _build_vision_tower(config)
         if config.use_context_token:
             self.qformer = _build_text_decoder(config)
@@ -201,6 +205,17 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             self.context_attention = LlamaVidContextAttention(config)
         if config.use_content_token:
             self.multi_modal_projector = LlamaVidMultiModalProjector(config)
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames between pixels and visual tokens at a time, 64 by default; results do not depend on it."""
+        return self._frames_per_chunk
+
+    @frames_per_chunk.setter
+    def frames_per_chunk(self, value: int):
+        if value < 1:
+            raise ValueError(f"`frames_per_chunk` must be at least 1, got {value}.")
+        self._frames_per_chunk = value
 
     def train(self, mode: bool = True):
         """As `nn.Module.train`, but frozen parts stay in eval mode: a frozen text decoder must not drop out."""
@@ -226,7 +241,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             ValueError: if the shape is not the encoder's.
         """
         size = self.config.vision_config.image_size
-        if pixel_values.ndim != 4 or pixel_values.shape[-2:] != (size, size) or pixel_values.shape[0] == 0:
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size) or len(pixel_values) == 0:
             raise ValueError(
                 f"`pixel_values` must have the shape (frames ≥ 1, 3, {size}, {size}) for this vision tower, got "
                 f"{tuple(pixel_values.shape)}: use this checkpoint's processor."
@@ -466,7 +481,15 @@ def _build_text_decoder(config: LlamaVidConfig) -> PreTrainedModel:
         return BertModel(config.qformer_config, add_pooling_layer=False)
     if not InstructBlipQFormerModel._supports_sdpa:  # older transformers: eager is all that it has
         config.qformer_config._attn_implementation = "eager"
-    return InstructBlipQFormerModel(config.qformer_config)
+    qformer = InstructBlipQFormerModel(config.qformer_config)
+    _freeze_what_is_not_read(qformer)
+    return qformer
+
+
+def _freeze_what_is_not_read(qformer: InstructBlipQFormerModel):
+    """Only the queries are read: what the last layer does with the text can never matter."""
+    for unread in (qformer.encoder.layer[-1].intermediate, qformer.encoder.layer[-1].output):
+        unread.requires_grad_(False)
 
 
 def _pool_patches(patches: torch.Tensor, grid_size: int | None) -> torch.Tensor:
