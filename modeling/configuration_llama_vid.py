@@ -110,8 +110,9 @@ class LlamaVidConfig(PreTrainedConfig):
         self.vision_config = _as_config(self.vision_config, {"model_type": "instructblip_vision_model"})
         if self.vision_config.model_type.startswith("siglip2") or "hidden_size" not in self.vision_config.to_dict():
             raise ValueError(
-                f"`vision_config` of type {self.vision_config.model_type!r} is no encoder of fixed-size images: pass "
-                "the vision part of a model, such as clip_vision_model, siglip_vision_model or instructblip_vision_model."
+                f"`vision_config` of type {self.vision_config.model_type!r} is no encoder of fixed-size images: "
+                "pass the vision part of a model, such as clip_vision_model, siglip_vision_model or "
+                "instructblip_vision_model."
             )
         self.text_config = _as_config(self.text_config, _DEFAULT_TEXT_CONFIG)
         # Only a Q-Former given as keywords can follow the vision width; one given as an object is checked below.

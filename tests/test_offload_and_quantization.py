@@ -141,11 +141,17 @@ def test_the_listed_modules_are_all_but_the_language_model(overrides):
 @pytest.fixture
 def passed_on(monkeypatch):
     """Calls `from_pretrained` and returns the quantisation configuration that reaches transformers."""
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(lambda cls, *args, **kwargs: kwargs))
+    reached = []
+
+    def load(cls, *args, quantization_config, **kwargs):
+        reached.append(quantization_config)
+        return torch.nn.Module()
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load))
 
     def from_pretrained(quantization_config):
-        kwargs = LlamaVidForConditionalGeneration.from_pretrained("folder", quantization_config=quantization_config)
-        return kwargs["quantization_config"]
+        LlamaVidForConditionalGeneration.from_pretrained("folder", quantization_config=quantization_config)
+        return reached[-1]
 
     return from_pretrained
 
