@@ -1,7 +1,6 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """Chat messages: their form, what their videos bring along, and which words guide which visual."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 # The sentences that stand around a film in the long-video data (stage 3): not words about what to look for.
@@ -51,8 +50,6 @@ def _normalize_part(part: dict) -> dict:
         part = {"type": "image", "url": url["url"] if isinstance(url, dict) else url}
     if part.get("type") not in ("text", "image", "video"):
         raise ValueError(f"Unknown content type {part.get('type')!r} in a message: use text, image or video.")
-    if isinstance(part.get("features"), str | Path):
-        raise ValueError("Files of `features` are not supported by this version.")
     return part
 
 

@@ -366,7 +366,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                 f"`{kind}_features` must have the shape (frames, {num_patches} or {num_patches + 1} with CLS first, "
                 f"{width}) for this checkpoint, got {tuple(features.shape)}: pass what its `encode_frames` returned."
             )
-        return features.to(self.vision_tower.dtype)
+        return features
 
     def _visual_tokens(
         self,
@@ -387,10 +387,11 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                     f"The features have {features.shape[1]} rows and so no CLS, which this checkpoint's text decoder "
                     "attends to: keep the CLS row, or set the configuration's `image_/video_qformer_uses_cls` to False."
                 )
+        dtype = self.vision_tower.dtype  # kept features may have another
         tokens, attentions = [], []
         for start in range(0, len(frames), self.frames_per_chunk):
             chunk = slice(start, start + self.frames_per_chunk)
-            visual = features[frames[chunk].to(features.device)]  # (chunk, rows, C)
+            visual = features[frames[chunk].to(features.device)].to(dtype)  # (chunk, rows, C)
             patches = visual[:, -(self.config.patch_grid_side**2) :]  # (chunk, N, C), CLS dropped
             parts = []
             if self.config.use_context_token:

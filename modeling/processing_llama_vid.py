@@ -20,6 +20,7 @@ from transformers.video_utils import is_valid_video_frame
 from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
 from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
 from .subtitles_llama_vid import align_subtitles, read_subtitles, without_control_tokens
+from .video_features_llama_vid import VideoFeatures, pixel_settings
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
 logger = logging.get_logger(__name__)
@@ -32,7 +33,6 @@ class LlamaVidPromptVideosKwargs(LlamaVidVideosKwargs, total=False):
     """What the video processor takes, and what stands between a video's frames in a prompt."""
 
     subtitles: Any
-    video_times: Any
 
 
 class LlamaVidProcessorKwargs(ProcessingKwargs, total=False):
@@ -40,11 +40,13 @@ class LlamaVidProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {}  # older transformers ask for it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _EncodedVideo:
-    """A video as `encode_frames` returned it: (num_frames, rows, vision_hidden_size)."""
+    """A video as `encode_frames` returned it, (num_frames, rows, vision_hidden_size), and its clock if it has one."""
 
     features: torch.Tensor
+    times: list[float] | None = None
+    duration: float | None = None
 
     def __post_init__(self):
         is_tensor = isinstance(self.features, torch.Tensor)
@@ -52,7 +54,7 @@ class _EncodedVideo:
             given = tuple(self.features.shape) if is_tensor else type(self.features).__name__
             raise ValueError(
                 "`video_features` must hold what `encode_frames` returned for each video, tensors of shape "
-                f"(num_frames, rows, vision_hidden_size), got {given}."
+                f"(num_frames, rows, vision_hidden_size) or files of them, got {given}."
             )
 
 
@@ -168,7 +170,8 @@ class LlamaVidProcessor(ProcessorMixin):
         videos=None,
         audio=None,
         instructions: str | list[str] | list[list[str]] | None = None,
-        video_features: list[torch.Tensor] | None = None,
+        video_features: list[torch.Tensor | str | Path] | None = None,
+        video_times: list | None = None,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -183,14 +186,15 @@ class LlamaVidProcessor(ProcessorMixin):
             instructions (`str`, `list[str]` or `list[list[str]]`, *optional*):
                 What guides the placeholders: one for all, or one for each in the order of the batch (or a list for each
                 sample). By default it is read from the prompts' user turns.
-            video_features (`list[torch.Tensor]` of shapes `(num_frames, rows, vision_hidden_size)`, *optional*):
-                What `encode_frames` returned, for each video placeholder, instead of `videos`.
+            video_features (`list`, *optional*):
+                For each video placeholder, instead of `videos`, what `encode_frames` returned: a tensor of shape
+                `(num_frames, rows, vision_hidden_size)`, or a file that `llama-vid features` wrote.
             subtitles (`list`, *optional*):
                 For each video placeholder a SubRip or WebVTT file, a list of `(start, end, text)` in seconds, or
                 `None`; a single one where there is one video. Each cue is written behind the last sampled frame that is
                 shown before it ends.
             video_times (`list[Sequence[float]]`, *optional*):
-                With `video_features` and `subtitles`: the seconds at which each frame is shown.
+                With `subtitles` and tensors as `video_features`: the seconds at which each frame is shown.
             **kwargs: transformers' `text_kwargs`, `images_kwargs` and `videos_kwargs`, flat or as dictionaries.
 
         Returns:
@@ -206,7 +210,7 @@ class LlamaVidProcessor(ProcessorMixin):
         if video_features is not None:
             if videos is not None:
                 raise ValueError("Both `videos` and `video_features` were given: pass one of them.")
-            videos = [_EncodedVideo(features) for features in video_features]
+            videos = self._encoded_videos(video_features, video_times)
         # Batches of text-only samples come with empty lists.
         images, videos = (None if _is_empty(visuals) else visuals for visuals in (images, videos))
         # Older versions of transformers take entries out of the dictionaries they are given.
@@ -283,7 +287,9 @@ class LlamaVidProcessor(ProcessorMixin):
         """Names that belong to the processor's call and not to a chat template."""
         kinds = LlamaVidProcessorKwargs.__annotations__
         names = {name for kind in ("text_kwargs", "images_kwargs") for name in kinds[kind].__annotations__}
-        names |= set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features"}
+        names |= (
+            set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features", "video_times"}
+        )
         return names - {"return_tensors"}  # the template method's own
 
     def _start_with_bos(self, prompts: list[str]) -> bool:
@@ -358,7 +364,29 @@ class LlamaVidProcessor(ProcessorMixin):
         processed["image_indices"] = indices
         return processed, [self.replace_image_token(processed, index) for index in indices]
 
-    def _process_videos(self, videos, subtitles=None, video_times=None, **kwargs) -> tuple[BatchFeature, list[str]]:
+    def _encoded_videos(self, video_features: list, video_times: list | None) -> list[_EncodedVideo]:
+        """Features in memory or in files; the same tensor or file given several times is one video."""
+        videos, opened = [], {}
+        for position, features in enumerate(video_features):
+            key = str(features) if isinstance(features, str | Path) else id(features)
+            if key not in opened:
+                times = None if video_times is None else video_times[position]
+                opened[key] = (
+                    self._open_features(features)
+                    if isinstance(features, str | Path)
+                    else _EncodedVideo(features, None if times is None else [float(time) for time in times])
+                )
+            videos.append(opened[key])
+        return videos
+
+    def _open_features(self, path: str | Path) -> _EncodedVideo:
+        """A file of features, kept as it is stored: half precision of an hour is 2.6 GB."""
+        file = VideoFeatures(path)
+        file.check(settings=pixel_settings(self.video_processor))
+        dtype = torch.bfloat16 if file.dtype == "bfloat16" else torch.float16
+        return _EncodedVideo(file.load(dtype), file.times.tolist(), file.duration)
+
+    def _process_videos(self, videos, subtitles=None, **kwargs) -> tuple[BatchFeature, list[str]]:
         videos = _flatten_videos(videos)
         subtitles = _one_for_each(subtitles, len(videos))
         distinct, indices = _distinct([_video_identity(video) for video in videos])
@@ -370,7 +398,7 @@ class LlamaVidProcessor(ProcessorMixin):
                     "video_num_frames": [len(frames) for frames in features],
                 }
             )
-            clocks = [None if video_times is None else (video_times[position], None) for position in distinct]
+            clocks = [(videos[position].times, videos[position].duration) for position in distinct]
         else:
             if kwargs.get("video_metadata") is not None:
                 metadata = flatten_metadata(kwargs["video_metadata"], len(videos))
@@ -385,16 +413,16 @@ class LlamaVidProcessor(ProcessorMixin):
         ]
         return processed, replacements
 
-    def _words_behind_frames(self, subtitles, clock: tuple | None, position: int) -> list[str] | None:
+    def _words_behind_frames(self, subtitles, clock: tuple, position: int) -> list[str] | None:
         """What is said behind each frame of the video at a placeholder; `clock` holds the times and the duration."""
         if subtitles is None:
             return None
-        if clock is None:
+        times, duration = clock
+        if times is None:
             raise ValueError(
                 f"Video {position} has `subtitles`, but its features have no times: pass `video_times`, or `times` "
                 "beside `features` in its message part."
             )
-        times, duration = [float(time) for time in clock[0]], clock[1]
         if duration is None:  # the last frame is shown as long as the others
             duration = times[-1] + (times[-1] - times[0]) / max(1, len(times) - 1)
         words, dropped = align_subtitles(read_subtitles(subtitles), times, duration)
@@ -540,7 +568,7 @@ def _video_identity(video):
         return str(video)
     if isinstance(video, list):
         return tuple(map(id, video))
-    return id(video.features if isinstance(video, _EncodedVideo) else video)
+    return id(video)
 
 
 __all__ = ["LlamaVidProcessor"]

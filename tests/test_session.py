@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid import LlamaVidSession, ask
+from llama_vid import LlamaVidSession, ask, extract_features
 from llama_vid.data.clips import make_demo_clip
 from llama_vid.session import TINY_CHECKPOINT
 
@@ -165,3 +165,34 @@ def test_linear_scaling_lengthens_the_context():
 def test_a_session_without_a_video():
     with pytest.raises(ValueError, match="No video is open: call `open` first"):
         LlamaVidSession.from_pretrained().ask("What?")
+
+
+@pytest.fixture(scope="module")
+def features_file(clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    extract_features(clip, folder, model=TINY_CHECKPOINT, dtype="float16")
+    return folder / "clip.safetensors"
+
+
+def test_a_file_of_features_stands_for_the_video(opened, clip, features_file):
+    opened.reset()
+    expected = opened.ask("What is moving?", max_new_tokens=12)
+    answer = ask(features_file, "What is moving?", max_new_tokens=12)
+    assert (answer.text, answer.num_frames) == (expected.text, expected.num_frames)
+
+    arguments = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    logits = []
+    for part in ({"path": str(clip)}, {"features": str(features_file), "subtitles": []}):
+        content = [{"type": "video", **part}, {"type": "text", "text": "What is moving?"}]
+        inputs = opened.processor.apply_chat_template([{"role": "user", "content": content}], **arguments)
+        with torch.no_grad():
+            logits.append(opened.model(**inputs).logits[..., :800])
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-3, rtol=0)
+
+
+def test_features_of_another_encoder_are_refused(features_file):
+    session = LlamaVidSession.from_pretrained()
+    with torch.no_grad():
+        session.model.model.vision_tower.embeddings.class_embedding += 1
+    with pytest.raises(ValueError, match="holds features of the vision tower .* this checkpoint's is"):
+        session.open(features_file)

@@ -12,7 +12,12 @@ from llama_vid.modeling import (
 )
 
 # Imported when asked for.
-_LAZY = {"LlamaVidSession": "session", "ask": "session", "convert_checkpoint": "conversion"}
+_LAZY = {
+    "LlamaVidSession": "session",
+    "ask": "session",
+    "convert_checkpoint": "conversion",
+    "extract_features": "features",
+}
 
 __all__ = [
     "LlamaVidConfig",

@@ -16,6 +16,14 @@ app = typer.Typer(
 )
 console = Console()
 
+# Arguments of several commands.
+Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")]
+Video = Annotated[str, typer.Argument(help="A video file, an http(s) URL, or a file of features.")]
+Subtitles = Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")]
+Fps = Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")]
+NumFrames = Annotated[int | None, typer.Option(help="Frames to sample evenly, instead of --fps.")]
+MaxFrames = Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")]
+
 UNTRAINED = (
     "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
     "Pass --model for a trained one."
@@ -29,15 +37,13 @@ def commands() -> None:
 
 @app.command()
 def ask(
-    video: Annotated[str, typer.Argument(help="A video file or an http(s) URL.")],
+    video: Video,
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")
-    ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")] = None,
-    subtitles: Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames to sample evenly, instead of --fps.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")] = None,
+    model: Model = None,
+    fps: Fps = None,
+    subtitles: Subtitles = None,
+    num_frames: NumFrames = None,
+    max_frames: MaxFrames = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most, in tokens.")] = 128,
 ) -> None:
     """
@@ -71,13 +77,11 @@ def ask(
 
 @app.command()
 def chat(
-    video: Annotated[str, typer.Argument(help="A video file or an http(s) URL.")],
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")
-    ] = None,
-    subtitles: Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")] = None,
+    video: Video,
+    model: Model = None,
+    subtitles: Subtitles = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most, in tokens.")] = 512,
 ) -> None:
     """
@@ -102,12 +106,48 @@ def chat(
 
 
 @app.command()
+def features(
+    videos: Annotated[list[str], typer.Argument(help="Video files or http(s) URLs.")],
+    output: Annotated[Path, typer.Option(help="The folder to write to, one .safetensors file a video.")],
+    model: Model = None,
+    fps: Fps = None,
+    num_frames: NumFrames = None,
+    max_frames: MaxFrames = None,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or int8.")] = "float16",
+    grid_size: Annotated[int | None, typer.Option(help="Keep k x k pooled rows of a frame instead of all.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Extract again what is done.")] = False,
+    on_error: Annotated[str, typer.Option(help="Bad videos: raise (in the end, by name) or skip.")] = "raise",
+) -> None:
+    """
+    Extract the visual encoder's output once per video; `ask` and `chat` take the files instead of videos.
+
+    Example: `llama-vid features films/*.mkv --output features --model llama-vid-7b-long-video`
+    """
+    from llama_vid.features import extract_features
+    from llama_vid.session import TINY_CHECKPOINT
+
+    report = extract_features(
+        videos,
+        output,
+        model=model or TINY_CHECKPOINT,
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=max_frames,
+        dtype=dtype,
+        grid_size=grid_size,
+        overwrite=overwrite,
+        on_error=on_error,
+    )
+    print(report)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="An original checkpoint: a full one, or stage 1's mm_projector.bin.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
     vision_tower: Annotated[
         str | None,
-        typer.Option(help="`eva_vit_g.pth` or a transformers folder, if the checkpoint has no vision weights."),
+        typer.Option(help="`eva_vit_g.pth` or a folder, if the checkpoint has none."),
     ] = None,
     base_model: Annotated[str | None, typer.Option(help="The language model under a stage-1 checkpoint.")] = None,
     qformer_tokenizer: Annotated[str | None, typer.Option(help="A BERT tokenizer's folder or Hub id.")] = None,
@@ -115,7 +155,7 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; by default as stored.")] = None,
     video_qformer_uses_cls: Annotated[
         bool,
-        typer.Option(help="--no-… for the released long-video checkpoint, whose text decoder saw frames without CLS."),
+        typer.Option(help="--no-… for the released long-video checkpoint."),
     ] = True,
 ) -> None:
     """

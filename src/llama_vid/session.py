@@ -13,6 +13,7 @@ from transformers.utils import logging
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
+from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +104,9 @@ class LlamaVidSession:
         Decode and encode a video, and begin a conversation about it. No more than a chunk of pixels is held at a time.
 
         Args:
-            video (`str`, `PathLike` or `bytes`): Whatever [`LlamaVidVideoProcessor.iter_chunks`] takes.
+            video (`str`, `PathLike` or `bytes`):
+                Whatever [`LlamaVidVideoProcessor.iter_chunks`] takes, or a `.safetensors` file of features that
+                `llama-vid features` wrote with this encoder and this processor.
             subtitles (`str`, `PathLike` or `list`, *optional*):
                 A SubRip or WebVTT file, or a list of `(start, end, text)` in seconds.
             fps (`float`, *optional*): Frames per second to sample (1 by default).
@@ -111,10 +114,28 @@ class LlamaVidSession:
             max_frames (`int`, *optional*): Thin evenly where `fps` gives more.
 
         Raises:
-            ValueError: if the video or the subtitles cannot be read.
+            ValueError: if the video or the subtitles cannot be read, or features are another encoder's.
         """
         start = time.perf_counter()
         cues = None if subtitles is None else read_subtitles(subtitles)
+        if str(video).endswith(".safetensors") and not isinstance(video, bytes):
+            features, times = self._read_features(video)
+        else:
+            features, times = self._encode(video, fps, num_frames, max_frames)
+        self.features, self.times, self.subtitles = features, times, cues
+        self._opening_seconds = time.perf_counter() - start
+        self.reset()
+        return self
+
+    def _read_features(self, path: str | PathLike) -> tuple[torch.Tensor, list[float]]:
+        file = VideoFeatures(path)
+        encoder = encoder_fingerprint(self.model.model.vision_tower, self.model.config)
+        file.check(encoder=encoder, settings=pixel_settings(self.processor.video_processor))
+        return file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.times.tolist()
+
+    def _encode(
+        self, video: str | PathLike | bytes, fps: float | None, num_frames: int | None, max_frames: int | None
+    ) -> tuple[torch.Tensor, list[float]]:
         chunks = self.processor.video_processor.iter_chunks(
             video, fps=fps, num_frames=num_frames, max_frames=max_frames, chunk_size=self.model.frames_per_chunk
         )
@@ -122,10 +143,7 @@ class LlamaVidSession:
         for pixels, seconds in chunks:
             features.append(self.model.encode_frames(pixels.to(self.model.device)))
             times += seconds.tolist()
-        self.features, self.times, self.subtitles = torch.cat(features), times, cues
-        self._opening_seconds = time.perf_counter() - start
-        self.reset()
-        return self
+        return torch.cat(features), times
 
     def reset(self) -> None:
         """Forget the conversation, keep the video."""

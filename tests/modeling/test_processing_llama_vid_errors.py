@@ -71,7 +71,7 @@ def processor() -> LlamaVidProcessor:
         ),
         ({"text": "<video>", "video_features": [FEATURES[0]]}, r"tensors of shape \(num_frames.*got \(17, 24\)"),
         ({"text": "<video>", "video_features": [FEATURES[:0]]}, r"tensors of shape \(num_frames.*got \(0, 17, 24\)"),
-        ({"text": "<video>", "video_features": ["film.safetensors"]}, r"tensors of shape \(num_frames.*got str"),
+        ({"text": "<video>", "video_features": [3]}, r"tensors of shape \(num_frames.*got int"),
         (
             {"text": "<image> one two", "images": CAT, "truncation": True, "max_length": 10},
             "Mismatch in `image` token count.*disable truncation or increase `max_length`",
@@ -128,7 +128,6 @@ def test_files_that_are_no_images(processor, tmp_path):
             "Unknown content type 'audio' in a message: use text, image or",
         ),
         ([user({"text": "one"})], "Unknown content type None in a message"),
-        ([user(video("film.safetensors", "features"), "one")], "Files of `features` are not supported"),
         ([user(video(FEATURES, "features"), video(), "one")], "1 of 2 videos come as `features`, the others as files"),
         ([user({**video(), "features": FEATURES}, "one")], "Both `videos` and `video_features` were given"),
     ],
