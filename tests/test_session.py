@@ -194,5 +194,5 @@ def test_features_of_another_encoder_are_refused(features_file):
     session = LlamaVidSession.from_pretrained()
     with torch.no_grad():
         session.model.model.vision_tower.embeddings.class_embedding += 1
-    with pytest.raises(ValueError, match="holds features of the vision tower .* this checkpoint's is"):
+    with pytest.raises(ValueError, match=r"holds features of the vision tower .* this checkpoint's is"):
         session.open(features_file)
