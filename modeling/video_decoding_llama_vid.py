@@ -1,9 +1,8 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Videos as streams of frames: where they come from, which frames are looked at, and decoding just those."""
+"""Videos as streams of frames: where they come from, and decoding the frames that are looked at."""
 
 import http.client
 import io
-import math
 import os
 import re
 import tempfile
@@ -11,11 +10,10 @@ import time
 import urllib.error
 import urllib.request
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,16 @@ import numpy as np
 import torch
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
+
+from .video_groups_llama_vid import (
+    NotAsIndexedError,
+    PacketIndex,
+    available_threads,
+    decode_runs,
+    keyframe_runs,
+    plan_runs,
+)
+from .video_sampling_llama_vid import Timeline, choose_frames, keyframes_before, seconds_between
 
 logger = logging.get_logger(__name__)
 
@@ -65,109 +73,6 @@ class Clip:
 
     metadata: LlamaVidVideoMetadata
     frames: Iterator[tuple[torch.Tensor, float]]
-
-
-# Which frames: arithmetic only, no file.
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """
-    When each frame of a video is on screen.
-
-    Args:
-        pts (`np.ndarray` of shape `(num_frames,)`, int64): When each frame appears, in ticks, ascending.
-        end (`int`): The tick at which the last frame disappears.
-        time_base (`Fraction`): Seconds in a tick.
-        timed (`bool`): `False` if the container has no timestamps and `pts` are frame numbers at its average rate.
-    """
-
-    pts: np.ndarray
-    end: int
-    time_base: Fraction
-    timed: bool = True
-
-    @property
-    def duration(self) -> int:
-        """Ticks from the first frame to the end, at least 1."""
-        return max(1, self.end - int(self.pts[0]))
-
-    @property
-    def frame_duration(self) -> int:
-        """Ticks that a frame typically stays on screen: the median, which a few long pauses do not move."""
-        return int(np.median(np.diff(self.pts))) if len(self.pts) > 1 else self.duration
-
-
-def exact_rate(rate: float) -> Fraction:
-    """
-    The rate that was meant: 0.1, 5 / 3 and 29.97 as floats lie beside 1/10, 5/3 and 2997/100, and that is enough to
-    push a sampling instant in front of the frame that appears at it.
-    """
-    return Fraction(rate).limit_denominator(10**6) or Fraction(rate)
-
-
-def choose_frames(
-    timeline: Timeline,
-    *,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    max_frames: int | None = None,
-    name: str = "the video",
-) -> list[int]:
-    """
-    The frames to look at: those on screen at the sampling instants, counted from the first frame's appearance.
-
-    - `fps`: the instants are 0, 1/fps, 2/fps … before the end (the last frame's timestamp + its duration). Cameras
-      that count 29.97 frames as 30 overshoot a whole second by a few milliseconds: an instant that is nearer to the
-      end than half a frame is not wanted (half a sampling period, where frames last longer than that). So 4.0 s
-      and 120 frames at 30000/1001 per second (4.004 s) both give 4 frames at 1 fps, and 101 frames at 25 give 5.
-    - `num_frames`: n instants i * duration / n; n equal to the number of frames gives every frame.
-    - neither: every frame.
-    - `max_frames`: if more are wanted, that many of them, evenly spread, with a warning.
-
-    A frame that is on screen at several instants (a slide, or `fps` above the video's own rate) is repeated. The
-    arithmetic is exact: a timestamp equal to the instant counts as on screen.
-
-    Args:
-        timeline (`Timeline`): The frames' times.
-        fps (`float`, *optional*): Frames a second.
-        num_frames (`int`, *optional*): Frames in all.
-        max_frames (`int`, *optional*): Upper limit for either.
-        name (`str`): What the video is called in messages.
-
-    Returns:
-        `list[int]`: Positions in `timeline.pts`, ascending, at least one.
-
-    Raises:
-        ValueError: `num_frames` exceeds the number of frames.
-    """
-    count = len(timeline.pts)
-    if num_frames is not None and num_frames > count:
-        raise ValueError(
-            f"num_frames={num_frames} exceeds the {count} frames of {name}. Pass at most {count}, or sample by fps."
-        )
-
-    if num_frames == count or (num_frames is None and fps is None):
-        step, wanted = None, count
-    elif num_frames is not None:
-        step, wanted = Fraction(timeline.duration, num_frames), num_frames
-    else:
-        step = 1 / (exact_rate(fps) * timeline.time_base)  # ticks from one instant to the next
-        margin = min(step, timeline.frame_duration) / 2
-        wanted = max(1, math.floor((timeline.duration - margin) / step) + 1)
-
-    kept = range(wanted)
-    if max_frames is not None and wanted > max_frames:
-        kept = [i * wanted // max_frames for i in range(max_frames)]
-        spacing = float(timeline.duration * timeline.time_base) / max_frames
-        logger.warning(
-            f"Keeping {max_frames} of the {wanted} frames wanted from {name}, because of max_frames={max_frames}: one "
-            f"every {spacing:.3g} s."
-        )
-    if step is None:
-        return list(kept)
-    instants = [int(timeline.pts[0]) + i * step.numerator // step.denominator for i in kept]
-    return (np.searchsorted(timeline.pts, instants, side="right") - 1).tolist()
 
 
 # Sources.
@@ -252,13 +157,25 @@ def download(url: str, path: str) -> None:
         raise ValueError(f"{url} broke off after {size} of {promised} bytes. Try again, or pass a local file.")
 
 
-# Files: a demux-only pass for the timeline, then one decoding pass.
+# Files: a demux-only pass for the timeline, then decoding what it takes for the wanted frames.
 
 
 @contextmanager
-def open_file(video: str | os.PathLike | bytes, rule: dict[str, Any]) -> Iterator[Clip]:
+def open_file(
+    video: str | os.PathLike | bytes,
+    rule: dict[str, Any],
+    *,
+    keyframes_only: bool = False,
+    threads: int | None = None,
+) -> Iterator[Clip]:
     """
     Open a video file, choose its frames by `rule` (arguments of `choose_frames`) and decode them in a stream.
+
+    Args:
+        video (`str`, `PathLike` or `bytes`): A path, an http(s) URL, or a file's content.
+        rule (`dict`): Arguments of `choose_frames`.
+        keyframes_only (`bool`): Fast and approximate, see `keyframes_before`.
+        threads (`int`, *optional*): Threads that decode; as many as there are cores by default.
 
     Raises:
         FileNotFoundError: No such file.
@@ -267,28 +184,91 @@ def open_file(video: str | os.PathLike | bytes, rule: dict[str, Any]) -> Iterato
     name = source_name(video)
     with local_source(video) as source:
         with open_container(source, name) as container:
-            timeline = read_timeline(container, name)
+            timeline, index = read_timeline(container, name)
         with open_container(source, name) as container:
-            frames = decode(container, timeline, name)
-            first_pts, first = next(frames)
-            # A file cut out of a stream begins with packets that nothing can be decoded from: they are not on screen.
-            visible = timeline.pts[min(np.searchsorted(timeline.pts, first_pts), len(timeline.pts) - 1) :]
-            timeline = replace(timeline, pts=visible)
-            indices = choose_frames(timeline, **rule, name=name)
+            first_pts, first = next(decode(container, timeline, name))
+        # A file cut out of a stream begins with packets that nothing can be decoded from: they are not on screen.
+        visible = timeline.pts[min(np.searchsorted(timeline.pts, first_pts), len(timeline.pts) - 1) :]
+        timeline = replace(timeline, pts=visible)
+        indices = choose_frames(timeline, **rule, name=name)
+        if keyframes_only:
+            indices = keyframes_before(timeline, np.asarray(index.pts)[index.keyframes], indices, name)
 
-            turned = quarter_turns(first) % 2 == 1
-            seconds = float(timeline.duration * timeline.time_base)
-            metadata = LlamaVidVideoMetadata(
-                total_num_frames=len(timeline.pts),
-                fps=len(timeline.pts) / seconds,
-                width=first.height if turned else first.width,
-                height=first.width if turned else first.height,
-                duration=seconds,
-                video_backend="pyav",
-                frames_indices=indices,
-            )
-            shown = frames_on_screen(chain([(first_pts, first)], frames), timeline.pts[indices].tolist())
-            yield Clip(metadata, rgb_and_seconds(shown, first_pts, timeline.time_base))
+        turned = quarter_turns(first) % 2 == 1
+        seconds = float(timeline.duration * timeline.time_base)
+        metadata = LlamaVidVideoMetadata(
+            total_num_frames=len(timeline.pts),
+            fps=len(timeline.pts) / seconds,
+            width=first.height if turned else first.width,
+            height=first.width if turned else first.height,
+            duration=seconds,
+            video_backend="pyav",
+            frames_indices=indices,
+        )
+        instants = timeline.pts[indices].tolist()
+        threads = threads or available_threads()
+        frames = wanted_frames(source, name, timeline, index, instants, first, keyframes_only, threads)
+        frames = in_seconds(frames, first_pts, timeline.time_base)
+        with closing(frames):
+            yield Clip(metadata, frames)
+
+
+def in_seconds(
+    frames: Generator[tuple[int, torch.Tensor]], first_pts: int, time_base: Fraction
+) -> Iterator[tuple[torch.Tensor, float]]:
+    """From (pts, picture) to (picture, seconds after the first frame)."""
+    with closing(frames):
+        for pts, image in frames:
+            yield image, float((pts - first_pts) * time_base)
+
+
+def wanted_frames(
+    source: str | bytes,
+    name: str,
+    timeline: Timeline,
+    index: PacketIndex,
+    instants: Sequence[int],
+    first: av.VideoFrame,
+    keyframes_only: bool,
+    threads: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """
+    For each of the ascending `instants` (pts of frames), the pts and the RGB picture of the frame on screen. Where the
+    short way is not possible, or fails, everything is decoded, which also says what is wrong with a damaged file.
+    """
+
+    def open_stream() -> tuple[av.container.InputContainer, av.VideoStream]:
+        container = open_container(source, name)
+        return container, first_video_stream(container, name)
+
+    done, pts, image = 0, None, None
+    plan = keyframe_runs if keyframes_only else plan_runs
+    runs = plan(index, sorted(set(instants))) if timeline.timed else None
+    if runs is not None:
+        frames = decode_runs(
+            open_stream,
+            index,
+            runs,
+            frame_to_rgb,
+            frame_bytes=3 * first.width * first.height,
+            # The second field of a frame may be one that nothing refers to, while its first field is not.
+            drop_unreferenced=not first.interlaced_frame,
+            threads=threads,
+        )
+        try:
+            for instant in instants:
+                if instant != pts:
+                    pts, image = next(frames)
+                yield pts, image
+                done += 1
+            return
+        except NotAsIndexedError as error:
+            logger.info(f"Decoding all of {name}, because {error}.")
+        finally:
+            frames.close()
+
+    with open_container(source, name) as container:
+        yield from to_rgb(frames_on_screen(decode(container, timeline, name), instants[done:]))
 
 
 def open_container(source: str | bytes, name: str) -> av.container.InputContainer:
@@ -321,9 +301,9 @@ def first_video_stream(container: av.container.InputContainer, name: str) -> av.
     raise ValueError(f"{name} has no video stream (it holds: {kinds}). Pass a file with pictures.")
 
 
-def read_timeline(container: av.container.InputContainer, name: str) -> Timeline:
+def read_timeline(container: av.container.InputContainer, name: str) -> tuple[Timeline, PacketIndex]:
     """
-    Read all packets, decoding none: exact times at the cost of reading the file.
+    Read all packets, decoding none: exact times, and where decoding may start, at the cost of reading the file.
 
     Where timestamps are missing (a raw H.264 stream), frames are numbered and shown at the average rate.
 
@@ -332,6 +312,7 @@ def read_timeline(container: av.container.InputContainer, name: str) -> Timeline
     """
     stream = first_video_stream(container, name)
     pts, durations, timed = array("q"), array("q"), True
+    index = PacketIndex(stream)
     packets, ends = 0, {}  # ends: where each stream, sound included, ends, in its own ticks
     try:
         for packet in container.demux():
@@ -343,6 +324,7 @@ def read_timeline(container: av.container.InputContainer, name: str) -> Timeline
             if packet.stream is not stream:
                 continue
             packets += 1
+            index.add(packet)
             if packet.is_discard:  # outside an MP4's edit list: decoded for others' sake, never shown
                 continue
             timed = timed and packet.pts is not None
@@ -354,13 +336,15 @@ def read_timeline(container: av.container.InputContainer, name: str) -> Timeline
         raise ValueError(f"{name} holds no video frames: it is empty or cut off. Copy or download it again.")
     if not timed:
         rate = stream.average_rate or Fraction(25)
-        return Timeline(np.arange(len(pts)), end=len(pts), time_base=1 / rate, timed=False)
+        return Timeline(np.arange(len(pts)), end=len(pts), time_base=1 / rate, timed=False), index
 
     order = np.argsort(pts, kind="stable")  # packets come in decoding order
     shown = np.asarray(pts)[order]
     pauses = np.diff(shown)
     last_duration = durations[order[-1]] or (int(np.median(pauses)) if len(pauses) else 1)
-    timeline = Timeline(shown, end=int(shown[-1]) + last_duration, time_base=stream.time_base)
+    # AVI numbers packets in the order of the file, whatever the order on screen.
+    timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
+    timeline = Timeline(shown, end=int(shown[-1]) + last_duration, time_base=stream.time_base, timed=timed)
 
     if stream.frames:  # MP4, AVI: the header says how many frames there are, and how long they last
         promised = (stream.start_time or 0) + (stream.duration or 0)
@@ -373,7 +357,7 @@ def read_timeline(container: av.container.InputContainer, name: str) -> Timeline
             f"{name} is cut off: it ends after {packets} frames, {seconds_between(timeline, timeline.end):.2f} s, "
             "and its header promises more. Copy or download it again, or repair it (ffmpeg -i … -c copy …)."
         )
-    return timeline
+    return timeline, index
 
 
 def decode(
@@ -383,7 +367,7 @@ def decode(
     last = None
     try:
         for number, frame in enumerate(container.decode(first_video_stream(container, name))):
-            pts = frame.pts if timeline.timed else number
+            pts = frame.pts if timeline.timed else int(timeline.pts[min(number, len(timeline.pts) - 1)])
             if pts is not None:  # one without a time cannot be placed
                 last = pts
                 yield pts, frame
@@ -397,11 +381,6 @@ def decode(
             f"{name} is damaged: the last frame that can be decoded is {seconds_between(timeline, last):.2f} s after "
             f"its start, and there should be frames until {seconds_between(timeline, int(timeline.pts[-1])):.2f} s."
         )
-
-
-def seconds_between(timeline: Timeline, pts: int) -> float:
-    """Seconds from the first frame to `pts`."""
-    return float((pts - int(timeline.pts[0])) * timeline.time_base)
 
 
 def frames_on_screen(frames: Iterator[tuple[int, Any]], instants: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -426,15 +405,13 @@ def frames_on_screen(frames: Iterator[tuple[int, Any]], instants: Sequence[int])
         yield shown
 
 
-def rgb_and_seconds(
-    frames: Iterator[tuple[int, av.VideoFrame]], first_pts: int, time_base: Fraction
-) -> Iterator[tuple[torch.Tensor, float]]:
+def to_rgb(frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, torch.Tensor]]:
     """Convert each frame once, however often it is repeated in a row."""
     converted, image = None, None
     for pts, frame in frames:
         if frame is not converted:
             converted, image = frame, frame_to_rgb(frame)
-        yield image, float((pts - first_pts) * time_base)
+        yield pts, image
 
 
 def frame_to_rgb(frame: av.VideoFrame) -> torch.Tensor:
@@ -443,7 +420,8 @@ def frame_to_rgb(frame: av.VideoFrame) -> torch.Tensor:
     scaler would take the chroma at half width.
     """
     image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    return torch.rot90(image, quarter_turns(frame), dims=(1, 2))
+    turns = quarter_turns(frame)
+    return torch.rot90(image, turns, dims=(1, 2)) if turns else image  # a turn by nothing would be a slow copy
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

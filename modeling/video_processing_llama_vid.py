@@ -25,15 +25,8 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import is_valid_video_frame
 
-from .video_decoding_llama_vid import (
-    Clip,
-    LlamaVidVideoMetadata,
-    Timeline,
-    choose_frames,
-    exact_rate,
-    open_file,
-    seconds_between,
-)
+from .video_decoding_llama_vid import Clip, LlamaVidVideoMetadata, open_file
+from .video_sampling_llama_vid import Timeline, choose_frames, exact_rate, seconds_between
 
 
 class LlamaVidVideosKwargs(VideosKwargs, total=False):
@@ -42,9 +35,18 @@ class LlamaVidVideosKwargs(VideosKwargs, total=False):
 
     max_frames (`int`, *optional*):
         Upper limit of frames from one video; if sampling wants more, they are thinned evenly, with a warning.
+    start (`float`, *optional*):
+        Seconds after the video's first frame at which sampling begins; the instants count from there, times do not.
+    end (`float`, *optional*):
+        Seconds after the video's first frame at which sampling ends.
+    keyframes_only (`bool`, *optional*):
+        Instead of each wanted frame of a file the last keyframe until then: much faster, approximate, with a warning.
     """
 
     max_frames: int | None
+    start: float | int | None
+    end: float | int | None
+    keyframes_only: bool | None
 
 
 class LlamaVidVideoProcessor(BaseVideoProcessor):
@@ -67,6 +69,10 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             call overrides whatever is stored; both in one call are an error.
         max_frames (`int`, *optional*): Upper limit of frames from one video, thinned evenly.
         do_sample_frames (`bool`, *optional*, defaults to `True`): `False` keeps every frame, whatever the three say.
+        start, end (`float`, *optional*): The part to sample, in seconds after the first frame. Times stay those of the
+            whole video. Frames in memory need `video_metadata` with their `fps` for it.
+        keyframes_only (`bool`, *optional*, defaults to `False`): For very long files: looks at the last keyframe until
+            each sampling instant, at its own time, which may be seconds earlier. Frames in memory are all keyframes.
         size (`dict`, *optional*, defaults to `{"shortest_edge": 224}`): Size to resize to.
         crop_size (`dict`, *optional*, defaults to 224 x 224): What is cropped from the centre.
 
@@ -89,12 +95,15 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     fps = 1.0
     num_frames = None
     max_frames = None
+    start = None
+    end = None
+    keyframes_only = False
     valid_kwargs = LlamaVidVideosKwargs
     model_input_names = ["pixel_values_videos", "video_num_frames"]
 
     def __init__(self, **kwargs: Unpack[LlamaVidVideosKwargs]) -> None:
         super().__init__(**kwargs)
-        check_sampling(self.fps, self.num_frames, self.max_frames)
+        check_sampling(self.fps, self.num_frames, self.max_frames, self.start, self.end)
 
     def preprocess(self, videos: Any, **kwargs: Unpack[LlamaVidVideosKwargs]) -> BatchFeature:
         """
@@ -187,7 +196,7 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     def _settings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Every argument, as given in this call or as stored; at most one of `fps` and `num_frames` is not None."""
         fps, num_frames = kwargs.get("fps"), kwargs.get("num_frames")
-        check_sampling(fps, num_frames, kwargs.get("max_frames"))
+        check_sampling(fps, num_frames, kwargs.get("max_frames"), kwargs.get("start"), kwargs.get("end"))
         if fps is not None and num_frames is not None:
             raise ValueError(f"fps={fps} and num_frames={num_frames} are mutually exclusive. Pass one of them.")
         validate_typed_dict(self.valid_kwargs, kwargs)
@@ -210,13 +219,18 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     def _open(
         self, video: Any, name: str, given: Mapping[str, Any] | None, settings: dict[str, Any]
     ) -> AbstractContextManager[Clip]:
-        rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames")}
+        rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames", "start", "end")}
         if isinstance(video, str | os.PathLike | bytes):
-            return open_file(video, rule)
+            return open_file(video, rule, keyframes_only=settings["keyframes_only"])
         if settings["fps_asked_for"] and (given is None or given.get("fps") is None):
             raise ValueError(
                 f"fps={rule['fps']} was asked for, but {name} is frames in memory, whose rate is unknown. Pass "
                 'video_metadata={"fps": …}, or leave fps out: then every frame is kept.'
+            )
+        if (rule["start"], rule["end"]) != (None, None) and (given is None or given.get("fps") is None):
+            raise ValueError(
+                f"start={rule['start']} and end={rule['end']} are seconds, but {name} is frames in memory, whose rate "
+                'is unknown. Pass video_metadata={"fps": …}, or slice the frames.'
             )
         do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
         return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format))
@@ -250,13 +264,24 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         return self.rescale_and_normalize(torch.stack(frames), **{key: settings[key] for key in keys}).float()
 
 
-def check_sampling(fps: float | None = None, num_frames: int | None = None, max_frames: int | None = None) -> None:
+def check_sampling(
+    fps: float | None = None,
+    num_frames: int | None = None,
+    max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> None:
     """Raises ValueError if one of the values cannot be used."""
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
         raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}.")
     for argument, value in (("num_frames", num_frames), ("max_frames", max_frames)):
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise ValueError(f"{argument} must be a whole number of at least 1, got {value!r}.")
+    for argument, value in (("start", start), ("end", end)):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(f"{argument} must be seconds after the first frame, at least 0, got {value!r}.")
+    if end is not None and (start or 0) >= end:
+        raise ValueError(f"start={start or 0} must be earlier than end={end}.")
 
 
 def flatten_videos(videos: Any) -> list:
@@ -296,10 +321,12 @@ def _flatten(videos: Any) -> list:
         return [video for item in videos for video in _flatten(item)]
     if is_valid_video_frame(videos):
         raise ValueError("A single frame is no video: pass the frames of each video as a list, or as a 4D array.")
-    array = np.ndarray | torch.Tensor
+    kind = type(videos).__name__
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        kind += f" of shape {tuple(videos.shape)}"
     raise TypeError(
         "A video must be a path, an http(s) URL, bytes, a 4D array or a list of frames (PIL images or 3D arrays), got "
-        + (f"an array of shape {tuple(videos.shape)}." if isinstance(videos, array) else f"{type(videos).__name__}.")
+        f"{kind}."
     )
 
 
@@ -330,7 +357,8 @@ def open_frames(
     every frame is kept, and the frames are taken to be `1 / default_fps` seconds apart.
     """
     given = given or {}
-    numbers = np.arange(len(video)) if given.get("frames_indices") is None else np.asarray(given["frames_indices"])
+    frames_indices = given.get("frames_indices")
+    numbers = np.arange(len(video)) if frames_indices is None else np.asarray(frames_indices, dtype=np.int64)
     if numbers.shape != (len(video),) or (np.diff(numbers) < 0).any():
         raise ValueError(
             f"video_metadata of {name}: frames_indices must be ascending, one for each of the {len(video)} frames, got "

@@ -21,6 +21,32 @@ def pictures(count: int, height: int = 48, width: int = 64):
         yield picture
 
 
+def encode(
+    path: Path,
+    frames,
+    *,
+    codec: str = "libx264",
+    rate: Fraction | int = 25,
+    pixel_format: str = "yuv420p",
+    pts: list[int] | None = None,
+    **options,
+) -> Path:
+    """Write a video with any options of the encoder; `pts` are ticks of 1 / rate."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.pix_fmt = pixel_format
+        stream.options = {key: str(value) for key, value in options.items()}
+        stream.codec_context.time_base = 1 / Fraction(rate)
+        for index, picture in enumerate(frames):
+            if index == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = pts[index] if pts else index, stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
 def decode_everything(path: Path) -> tuple[list[int], list[np.ndarray], Fraction]:
     """All frames as RGB with their timestamps and the time base, decoded in one thread."""
     with av.open(str(path)) as container:
@@ -48,8 +74,8 @@ def prepare(picture: np.ndarray, size: int) -> torch.Tensor:
     return (image - mean) / std
 
 
-def read(video, **rule) -> tuple[list[torch.Tensor], list[float], LlamaVidVideoMetadata]:
+def read(video, *, threads: int | None = None, **rule) -> tuple[list[torch.Tensor], list[float], LlamaVidVideoMetadata]:
     """Frames, their times and the metadata that the decoder gives, at 1 fps unless the rule says otherwise."""
-    with open_file(video, {"fps": 1, **rule}) as clip:
+    with open_file(video, {"fps": 1, **rule}, threads=threads) as clip:
         frames = list(clip.frames)
     return [image for image, _ in frames], [seconds for _, seconds in frames], clip.metadata

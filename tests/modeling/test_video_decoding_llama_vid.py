@@ -15,7 +15,8 @@ from small_videos import decode_everything, on_screen_at, pictures, read
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import video_decoding_llama_vid as decoding
-from llama_vid.modeling.video_decoding_llama_vid import Timeline, choose_frames, frames_on_screen, open_file
+from llama_vid.modeling.video_decoding_llama_vid import frames_on_screen, open_file
+from llama_vid.modeling.video_sampling_llama_vid import Timeline, choose_frames
 
 
 def steady(count: int, rate: Fraction | int, start: int = 0) -> Timeline:
@@ -115,6 +116,30 @@ def test_max_frames_thins_evenly_and_says_so(caplog):
 
     assert choose_frames(timeline, max_frames=2) == [0, 125]
     assert choose_frames(timeline, num_frames=10, max_frames=5) == [0, 50, 100, 150, 200]
+
+
+def test_part_of_a_video():
+    timeline = steady(100, 25, start=7200)
+    assert choose_frames(timeline, fps=1, start=1) == [25, 50, 75]
+    assert choose_frames(timeline, fps=1, end=2) == [0, 25]
+    assert choose_frames(timeline, fps=1, start=0.5, end=2.5) == [12, 37]  # 0.5 s is halfway through frame 12
+    assert choose_frames(timeline, fps=1, start=3, end=60) == [75]
+    assert choose_frames(timeline, fps=1, start=3.99) == [99]
+    assert choose_frames(timeline, num_frames=4, start=1, end=3) == [25, 37, 50, 62]
+    assert choose_frames(timeline, start=1, end=1.2) == [25, 26, 27, 28, 29]
+    assert choose_frames(timeline, fps=1, start=1, max_frames=2) == [25, 50]
+    assert choose_frames(timeline, fps=2, start=0) == choose_frames(timeline, fps=2)
+
+    slides = Timeline(np.array([0, 10_000, 12_500]), end=15_000, time_base=Fraction(1, 1000))
+    assert choose_frames(slides, fps=1, start=8, end=13) == [0, 0, 1, 1, 1]
+
+    with pytest.raises(ValueError, match=r"start=4 lies beyond the end of clip\.mp4, which lasts 4\.00 s"):
+        choose_frames(timeline, fps=1, start=4, name="clip.mp4")
+    for start, end in ((2, 2), (3, 2.5)):
+        with pytest.raises(ValueError, match=rf"start={start} must be earlier than end={end}"):
+            choose_frames(timeline, fps=1, start=start, end=end)
+    with pytest.raises(ValueError, match="exceeds the 5 frames"):
+        choose_frames(timeline, num_frames=6, start=1, end=1.2)
 
 
 def test_a_stream_is_read_no_further_than_the_last_instant():

@@ -116,7 +116,7 @@ def test_cover_picture_is_no_video(tmp_path):
         av.open(str(path), "w") as container,
     ):
         streams = [container.add_stream_from_template(source.streams[0]) for source in (song, cover)]
-        streams[1].disposition = av.stream.Disposition.attached_pic
+        streams[1].disposition = av.stream.Disposition.attached_pic.value
         for source, stream in zip((song, cover), streams, strict=True):
             for packet in source.demux():
                 if packet.size:
