@@ -450,8 +450,6 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
     ) -> dict:
         """The visual inputs go along until a cache has seen them."""
         visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
-        # Asked before the base method runs; assistants of assisted decoding fill their cache in a later iteration.
-        is_unseen = past_key_values is None or past_key_values.get_seq_length() == 0
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -459,7 +457,12 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        return {**inputs, **visual} if is_first_iteration or is_unseen else inputs
+        if not visual:
+            return inputs
+        # An assistant of assisted decoding reads the prompt in what is not called its first iteration.
+        if is_first_iteration or past_key_values is None or past_key_values.get_seq_length() == 0:
+            inputs.update(visual)
+        return inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs
