@@ -4,10 +4,13 @@
 from dataclasses import dataclass
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_llama_vid import LlamaVidConfig
 from .modeling_llama_vid_visual import (
@@ -17,15 +20,16 @@ from .modeling_llama_vid_visual import (
     LlamaVidVisualOutput,
 )
 
+# What transformers calls the cache, as an argument of its models and in their outputs.
+CACHE_NAME = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
+
 
 @dataclass
-class LlamaVidModelOutputWithPast(ModelOutput):
+class LlamaVidModelOutputWithPast(BaseModelOutputWithPast):
     """
+    The language model's output (its cache is `cache`, or `past_key_values` before transformers 5.24), and what it saw.
+
     Args:
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
-            Last hidden states of the language model.
-        past_key_values (`Cache`, *optional*): The language model's cache.
-        hidden_states, attentions (`tuple[torch.Tensor]`, *optional*): The language model's, where asked for.
         image_hidden_states (`torch.Tensor` of shape `(num_image_placeholders, tokens, hidden_size)`, *optional*):
             The images' visual tokens.
         video_hidden_states (`torch.Tensor` of shape `(total_placeholder_frames, tokens, hidden_size)`, *optional*):
@@ -34,10 +38,6 @@ class LlamaVidModelOutputWithPast(ModelOutput):
             With `output_context_attentions=True`: per image or frame and patch, its weight in the context token.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
     image_context_attentions: torch.Tensor | None = None
@@ -45,7 +45,7 @@ class LlamaVidModelOutputWithPast(ModelOutput):
 
 
 @dataclass
-class LlamaVidCausalLMOutputWithPast(ModelOutput):
+class LlamaVidCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
     As [`LlamaVidModelOutputWithPast`], with the head's output instead of the last hidden states.
 
@@ -55,11 +55,6 @@ class LlamaVidCausalLMOutputWithPast(ModelOutput):
             Scores of the head; those of the two placeholders are the least number.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
     image_context_attentions: torch.Tensor | None = None
@@ -179,6 +174,7 @@ class LlamaVidModel(LlamaVidVisualModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_context_attentions: bool = False,
@@ -191,6 +187,8 @@ class LlamaVidModel(LlamaVidVisualModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Token ids, with as many `<image>` and `<video>` tokens as there are visual tokens.
+            cache (`Cache`, *optional*):
+                The language model's; `past_key_values` is its name before transformers 5.24, and either will do.
             output_context_attentions (`bool`, *optional*, defaults to `False`):
                 Whether to return, per image or frame and patch, the weight that its context token gave it.
 
@@ -215,7 +213,8 @@ class LlamaVidModel(LlamaVidVisualModel):
             image_features,
             video_features,
         )
-        is_prompt = past_key_values is None or (inputs_embeds.shape[1] > 1 and past_key_values.get_seq_length() == 0)
+        cache = past_key_values if cache is None else cache
+        is_prompt = cache is None or (inputs_embeds.shape[1] > 1 and cache.get_seq_length() == 0)
         if is_prompt and input_ids is not None:
             self._check_visuals_given(input_ids, images, videos)
         if self.training and images is None and videos is None and _is_distributed():
@@ -227,17 +226,14 @@ class LlamaVidModel(LlamaVidVisualModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         return LlamaVidModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **outputs,
             image_hidden_states=images.pooler_output if images is not None else None,
             video_hidden_states=videos.pooler_output if videos is not None else None,
             image_context_attentions=images.context_attentions if images and output_context_attentions else None,
@@ -329,6 +325,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -379,6 +376,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_context_attentions=output_context_attentions,
@@ -410,8 +408,8 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
     ) -> Cache:
         """
         Read a prompt into a cache, `chunk_size` tokens at a time, so that activations of an hour's film never peak.
-        Pass the cache as `past_key_values` to `generate`, with the same `input_ids` and `attention_mask` and nothing
-        else.
+        Pass the cache to `generate` (as `cache`; as `past_key_values` before transformers 5.24), with the same
+        `input_ids` and `attention_mask` and nothing else.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The prompt.
@@ -435,32 +433,28 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
                 inputs_embeds=embeds[:, start:stop],
                 attention_mask=attention_mask[:, :stop],
                 position_ids=positions[:, start:stop],
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE_NAME: cache},
             )
         return cache
 
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,  # named, as `generate` looks whether it is
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
         """The visual inputs go along until a cache has seen them."""
         visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
         inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not visual:
             return inputs
+        cache = kwargs.get(CACHE_NAME)
         # An assistant of assisted decoding reads the prompt in what is not called its first iteration.
-        if is_first_iteration or past_key_values is None or past_key_values.get_seq_length() == 0:
+        if is_first_iteration or cache is None or cache.get_seq_length() == 0:
             inputs.update(visual)
         return inputs
 

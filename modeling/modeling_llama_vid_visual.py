@@ -120,7 +120,7 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _no_split_modules = ["LlamaVidContextAttention"]
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
+from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
 from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
 
@@ -184,9 +185,8 @@ class LlamaVidSession:
         cache = self.model.prefill(**inputs, chunk_size=PREFILL_CHUNK_SIZE)
         output_ids = self.model.generate(
             **prompt,
-            past_key_values=cache,
             streamer=streamer,
-            **{"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs},
+            **{CACHE_NAME: cache, "do_sample": False, "max_new_tokens": max_new_tokens, **kwargs},
         )
         text = self.processor.decode(output_ids[0, prompt_length:], skip_special_tokens=True).strip()
         self.messages += [user, {"role": "assistant", "content": [_text(text)]}]

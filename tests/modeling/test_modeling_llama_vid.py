@@ -8,6 +8,7 @@ from small_models import IMAGE, QFORMER, TEXT, VIDEO, VISION, Sample, collate, m
 from transformers import AutoModelForImageTextToText, StaticCache
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
+from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
 
 BERT = {"model_type": "bert", **QFORMER, "num_hidden_layers": 2}
 CLIP = {
@@ -274,14 +275,14 @@ def test_static_cache_and_compiled_decoding_give_the_same_tokens(model):
     mask = torch.cat([batch["attention_mask"], torch.ones(4, 6, dtype=torch.long)], dim=1)
     step = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        logits = model(**batch, position_ids=positions, past_key_values=cache).logits
+        logits = model(**batch, position_ids=positions, **{CACHE_NAME: cache}).logits
         tokens = [logits[:, -1].argmax(-1)]
         for i in range(5):
             logits = step(
                 input_ids=tokens[-1][:, None],
                 attention_mask=mask[:, : length + i + 1],
                 position_ids=positions[:, -1:] + i + 1,
-                past_key_values=cache,
+                **{CACHE_NAME: cache},
             ).logits
             tokens.append(logits[:, -1].argmax(-1))
     assert torch.stack(tokens, dim=1).tolist() == expected
@@ -294,7 +295,7 @@ def test_prefill_in_chunks_gives_the_same_tokens(model, chunk_size):
     cache = model.prefill(**batch, chunk_size=chunk_size)
     assert cache.get_seq_length() == batch["input_ids"].shape[1] - 1
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    assert generate(model, text, do_sample=False, past_key_values=cache) == expected
+    assert generate(model, text, do_sample=False, **{CACHE_NAME: cache}) == expected
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
