@@ -16,18 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from clips import make_film
 from report import environment, write
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 from transformers.video_utils import load_video
 
-from llama_vid.data.clips import write_clip
 from llama_vid.modeling.video_decoding_llama_vid import open_file
 
 
@@ -50,8 +49,8 @@ def decode_everything(path: str) -> torch.Tensor:
 
 def ours(path: str, **options) -> torch.Tensor:
     """This project's decoding."""
-    with open_file(path, {"fps": 1}, **options) as clip:
-        return torch.stack([shrink(image) for image, _ in clip.frames])
+    with open_file(path, {"fps": 1}, prepare=shrink, **options) as clip:
+        return torch.stack([image for image, _ in clip.frames])
 
 
 def with_transformers(path: str) -> torch.Tensor:
@@ -106,30 +105,6 @@ def loads(method: str, path: str) -> bool:
     except (ImportError, OSError, RuntimeError):
         return False
     return True
-
-
-def make_clip(path: Path, seconds: int, size: tuple[int, int]) -> Path:
-    """H.264 as x264 makes it by default: a view that wanders over a rough texture, a few moving things, some grain."""
-    width, height = size
-    random = np.random.default_rng(0)
-    rough = torch.zeros(1, 3, 2 * height, 2 * width)
-    for cells in (8, 64, 512):
-        coarse = torch.from_numpy(random.uniform(0, 75, (1, 3, cells, cells)).astype(np.float32))
-        rough += torch.nn.functional.interpolate(coarse, size=rough.shape[-2:], mode="bicubic")
-    texture = rough[0].clamp(0, 235).byte().permute(1, 2, 0).numpy()
-    grain = random.integers(0, 20, (8, height, width, 1), dtype=np.uint8)
-
-    def frames() -> Iterator[np.ndarray]:
-        for index in range(25 * seconds):
-            top = int(height * (0.5 + 0.45 * np.sin(index / 97)))
-            left = int(width * (0.5 + 0.45 * np.sin(index / 61)))
-            picture = texture[top : top + height, left : left + width] + grain[index % len(grain)]
-            for thing in range(5):
-                x, y = (index * (3 + thing)) % (width - 80), (index * (2 + thing) + 90 * thing) % (height - 80)
-                picture[y : y + 80, x : x + 80, thing % 3] ^= 255
-            yield picture
-
-    return write_clip(path, frames(), fps=25)
 
 
 def peak_memory() -> int:
@@ -205,7 +180,7 @@ if __name__ == "__main__":
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
         size = tuple(map(int, arguments.size.split("x")))
-        video = arguments.video or make_clip(Path(folder) / "clip.mp4", arguments.seconds, size)
+        video = arguments.video or make_film(Path(folder) / "film.mp4", arguments.seconds, size)
         table = main(video, arguments.repeats)
     made = "--video FILE" if arguments.video else f"--seconds {arguments.seconds} --size {arguments.size}"
     command = f"python benchmarks/video_decoding.py {made} --repeats {arguments.repeats}"

@@ -1,25 +1,19 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Videos as streams of frames: where they come from, and decoding the frames that are looked at."""
+"""Video files as streams of the frames that are looked at."""
 
-import http.client
 import io
 import os
-import re
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from array import array
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
@@ -32,15 +26,23 @@ from .video_groups_llama_vid import (
     plan_runs,
 )
 from .video_sampling_llama_vid import Timeline, choose_frames, keyframes_before, seconds_between
+from .video_sources_llama_vid import local_source, source_name
+from .video_torchcodec_llama_vid import torchcodec_frames
 
 logger = logging.get_logger(__name__)
 
-URL_TIMEOUT = 30.0  # seconds without any data
-URL_MAX_SECONDS = 1800.0  # for the whole download
-URL_MAX_BYTES = 2 * 1024**3
-
 # A file that ends this much before what its header promises, or whose decoder does, has been cut off or damaged.
 MISSING_SECONDS = 1
+
+BACKENDS = ("pyav", "torchcodec")
+ON_ERROR = ("raise", "keep")
+
+
+class DamagedVideoError(ValueError):
+    """A file that can be read up to some place, and not from there on. Its argument says which, and what is wrong."""
+
+    def __str__(self) -> str:
+        return f'{self.args[0]} The video processor takes what comes before that with on_error="keep".'
 
 
 @dataclass
@@ -67,97 +69,16 @@ class Clip:
 
     Args:
         metadata (`LlamaVidVideoMetadata`): What is known of it before its frames are read; `times` is not yet.
-        frames (`Iterator[tuple[torch.Tensor, float]]`): The kept frames one at a time, full size: (3, height, width),
-            uint8 (or float, as an array was given), and seconds after the first frame.
+        frames (`Iterator[tuple[torch.Tensor, float]]`): The kept frames one at a time, (3, height, width), as
+            `prepare` made them of full-size ones in uint8 (or float, as an array was given), and seconds after the
+            first frame.
     """
 
     metadata: LlamaVidVideoMetadata
     frames: Iterator[tuple[torch.Tensor, float]]
 
 
-# Sources.
-
-
-def source_name(video: Any) -> str:
-    """What messages call a file: its path or URL, or how many bytes there are."""
-    return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
-
-
-@contextmanager
-def local_source(video: str | os.PathLike | bytes) -> Iterator[str | bytes]:
-    """
-    What PyAV can open: an absolute path or bytes. A URL is downloaded to a temporary file, which is removed on leaving.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A folder, an empty file, a URL that is not http(s) or cannot be downloaded.
-    """
-    name = source_name(video)
-    if isinstance(video, bytes):
-        if not video:
-            raise ValueError("The video <0 bytes> is empty. Pass the whole content of a video file.")
-        yield video
-    elif re.match(r"https?://", name, re.IGNORECASE):
-        with tempfile.TemporaryDirectory(prefix="llama-vid-") as folder:
-            path = os.path.join(folder, "video")
-            download(name, path)
-            yield path
-    elif re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
-        raise ValueError(f"{name}: only http and https URLs are read. Download the video and pass its path.")
-    else:
-        path = Path(name)
-        if not path.exists():
-            raise FileNotFoundError(f"Video file {name} does not exist (looked in {path.absolute().parent}).")
-        if path.is_dir():
-            raise ValueError(f"{name} is a folder, not a video file. Pass the path of one video file.")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{name} is an empty file, not a video. Copy or download it again.")
-        # Absolute, because FFmpeg would take the `a:` of a relative name for a protocol.
-        yield str(path.absolute())
-
-
-def download(url: str, path: str) -> None:
-    """
-    Stream `url` to the file `path`.
-
-    Raises:
-        ValueError: The server cannot be reached, refuses, stops halfway or is silent for `URL_TIMEOUT` seconds; more
-            than `URL_MAX_BYTES` bytes or `URL_MAX_SECONDS` seconds.
-    """
-    # Not `build_opener`: its redirects may lead to ftp.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    advice = "Download the video and pass its path."
-    deadline, size = time.monotonic() + URL_MAX_SECONDS, 0
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "llama-vid"})
-        with opener.open(request, timeout=URL_TIMEOUT) as response, open(path, "wb") as file:
-            promised = int(response.headers.get("Content-Length", 0))
-            while promised <= URL_MAX_BYTES and (block := response.read1(1 << 20)):
-                size += len(block)
-                if size > URL_MAX_BYTES:
-                    break
-                if time.monotonic() > deadline:
-                    raise ValueError(f"{url} took more than {URL_MAX_SECONDS:g} s to download. {advice}")
-                file.write(block)
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise ValueError(f"{url} could not be downloaded: {error}. Check the address, or pass a local file.") from error
-    if max(size, promised) > URL_MAX_BYTES:
-        raise ValueError(f"{url} is larger than {URL_MAX_BYTES} bytes. {advice}")
-    if size < promised:
-        raise ValueError(f"{url} broke off after {size} of {promised} bytes. Try again, or pass a local file.")
-
-
-# Files: a demux-only pass for the timeline, then decoding what it takes for the wanted frames.
+# A demux-only pass for the timeline, then decoding what it takes for the wanted frames.
 
 
 @contextmanager
@@ -165,7 +86,10 @@ def open_file(
     video: str | os.PathLike | bytes,
     rule: dict[str, Any],
     *,
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
     keyframes_only: bool = False,
+    video_backend: str = "pyav",
+    on_error: str = "raise",
     threads: int | None = None,
 ) -> Iterator[Clip]:
     """
@@ -174,17 +98,26 @@ def open_file(
     Args:
         video (`str`, `PathLike` or `bytes`): A path, an http(s) URL, or a file's content.
         rule (`dict`): Arguments of `choose_frames`.
+        prepare (`Callable`, *optional*): What becomes of each full-size frame, uint8 of shape (3, height, width), at
+            once, in the thread that decoded it: so that no more than one a thread is ever held.
         keyframes_only (`bool`): Fast and approximate, see `keyframes_before`.
+        video_backend (`str`): Who decodes: `"pyav"`, or `"torchcodec"` if it is installed with FFmpeg's libraries.
+        on_error (`str`): `"keep"` the frames before the place where a file is damaged or cut off, with a warning, or
+            `"raise"`.
         threads (`int`, *optional*): Threads that decode; as many as there are cores by default.
 
     Raises:
         FileNotFoundError: No such file.
+        ImportError: torchcodec was asked for and does not load.
         ValueError: Not a readable, complete video; `frames` of the clip raises it too, where decoding fails.
     """
+    for argument, value, possible in (("video_backend", video_backend, BACKENDS), ("on_error", on_error, ON_ERROR)):
+        if value not in possible:
+            raise ValueError(f"{argument} must be one of {', '.join(possible)}, got {value!r}.")
     name = source_name(video)
     with local_source(video) as source:
         with open_container(source, name) as container:
-            timeline, index = read_timeline(container, name)
+            timeline, index = read_timeline(container, name, on_error)
         with open_container(source, name) as container:
             first_pts, first = next(decode(container, timeline, name))
         # A file cut out of a stream begins with packets that nothing can be decoded from: they are not on screen.
@@ -202,12 +135,17 @@ def open_file(
             width=first.height if turned else first.width,
             height=first.width if turned else first.height,
             duration=seconds,
-            video_backend="pyav",
+            video_backend=video_backend,
             frames_indices=indices,
         )
         instants = timeline.pts[indices].tolist()
-        threads = threads or available_threads()
-        frames = wanted_frames(source, name, timeline, index, instants, first, keyframes_only, threads)
+        if video_backend == "torchcodec":
+            frames = torchcodec_frames(source, name, timeline, instants, prepare)
+        else:
+            threads = threads or available_threads()
+            frames = wanted_frames(source, name, timeline, index, instants, first, prepare, keyframes_only, threads)
+        if on_error == "keep":
+            frames = before_damage(frames, name)
         frames = in_seconds(frames, first_pts, timeline.time_base)
         with closing(frames):
             yield Clip(metadata, frames)
@@ -222,6 +160,20 @@ def in_seconds(
             yield image, float((pts - first_pts) * time_base)
 
 
+def before_damage(frames: Generator[tuple[int, torch.Tensor]], name: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """What can be read, and a warning where it ends early."""
+    kept = 0
+    with closing(frames):
+        try:
+            for frame in frames:
+                yield frame
+                kept += 1
+        except DamagedVideoError as error:
+            if not kept:
+                raise
+            logger.warning(f"{error.args[0]} {kept} frames from before that are kept.")
+
+
 def wanted_frames(
     source: str | bytes,
     name: str,
@@ -229,11 +181,12 @@ def wanted_frames(
     index: PacketIndex,
     instants: Sequence[int],
     first: av.VideoFrame,
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None,
     keyframes_only: bool,
     threads: int,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
-    For each of the ascending `instants` (pts of frames), the pts and the RGB picture of the frame on screen. Where the
+    For each of the ascending `instants` (pts of frames), the pts and the picture of the frame on screen. Where the
     short way is not possible, or fails, everything is decoded, which also says what is wrong with a damaged file.
     """
 
@@ -249,8 +202,8 @@ def wanted_frames(
             open_stream,
             index,
             runs,
-            frame_to_rgb,
-            frame_bytes=3 * first.width * first.height,
+            lambda: picture_maker(prepare),
+            picture_bytes=picture_maker(prepare)(first).nbytes,
             # The second field of a frame may be one that nothing refers to, while its first field is not.
             drop_unreferenced=not first.interlaced_frame,
             threads=threads,
@@ -268,7 +221,7 @@ def wanted_frames(
             frames.close()
 
     with open_container(source, name) as container:
-        yield from to_rgb(frames_on_screen(decode(container, timeline, name), instants[done:]))
+        yield from pictures(frames_on_screen(decode(container, timeline, name), instants[done:]), prepare)
 
 
 def open_container(source: str | bytes, name: str) -> av.container.InputContainer:
@@ -301,14 +254,17 @@ def first_video_stream(container: av.container.InputContainer, name: str) -> av.
     raise ValueError(f"{name} has no video stream (it holds: {kinds}). Pass a file with pictures.")
 
 
-def read_timeline(container: av.container.InputContainer, name: str) -> tuple[Timeline, PacketIndex]:
+def read_timeline(
+    container: av.container.InputContainer, name: str, on_error: str = "raise"
+) -> tuple[Timeline, PacketIndex]:
     """
     Read all packets, decoding none: exact times, and where decoding may start, at the cost of reading the file.
 
     Where timestamps are missing (a raw H.264 stream), frames are numbered and shown at the average rate.
 
     Raises:
-        ValueError: No video, no frames, or fewer than the header promises.
+        ValueError: No video or no frames; a damaged file, or fewer frames than the header promises, unless `on_error`
+            is `"keep"`.
     """
     stream = first_video_stream(container, name)
     pts, durations, timed = array("q"), array("q"), True
@@ -331,7 +287,10 @@ def read_timeline(container: av.container.InputContainer, name: str) -> tuple[Ti
             pts.append(packet.pts or 0)
             durations.append(packet.duration or 0)
     except av.FFmpegError as error:
-        raise ValueError(f"{name} cannot be read to its end: it is damaged. FFmpeg says: {error}") from error
+        damage = f"{name} cannot be read to its end: it is damaged. FFmpeg says: {error}"
+        if on_error == "raise":
+            raise DamagedVideoError(damage) from error
+        logger.warning(damage)
     if not pts:
         raise ValueError(f"{name} holds no video frames: it is empty or cut off. Copy or download it again.")
     if not timed:
@@ -353,10 +312,13 @@ def read_timeline(container: av.container.InputContainer, name: str) -> tuple[Ti
         missing = Fraction(container.duration or 0, av.time_base) - max(t * s.time_base for s, t in ends.items())
         complete = missing <= max(MISSING_SECONDS, int(pauses.max(initial=0)) * stream.time_base)
     if not complete:
-        raise ValueError(
+        damage = (
             f"{name} is cut off: it ends after {packets} frames, {seconds_between(timeline, timeline.end):.2f} s, "
             "and its header promises more. Copy or download it again, or repair it (ffmpeg -i … -c copy …)."
         )
+        if on_error == "raise":
+            raise DamagedVideoError(damage)
+        logger.warning(damage)
     return timeline, index
 
 
@@ -373,11 +335,11 @@ def decode(
                 yield pts, frame
     except av.FFmpegError as error:
         where = "at its first frame" if last is None else f"{seconds_between(timeline, last):.2f} s after its start"
-        raise ValueError(f"{name} is damaged: decoding failed {where}. FFmpeg says: {error}") from error
+        raise DamagedVideoError(f"{name} is damaged: decoding failed {where}. FFmpeg says: {error}") from error
     if last is None:
         raise ValueError(f"{name} holds no frame that can be decoded: it is damaged or cut off.")
     if (int(timeline.pts[-1]) - last) * timeline.time_base > MISSING_SECONDS:
-        raise ValueError(
+        raise DamagedVideoError(
             f"{name} is damaged: the last frame that can be decoded is {seconds_between(timeline, last):.2f} s after "
             f"its start, and there should be frames until {seconds_between(timeline, int(timeline.pts[-1])):.2f} s."
         )
@@ -405,23 +367,37 @@ def frames_on_screen(frames: Iterator[tuple[int, Any]], instants: Sequence[int])
         yield shown
 
 
-def to_rgb(frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Convert each frame once, however often it is repeated in a row."""
-    converted, image = None, None
+def pictures(
+    frames: Iterator[tuple[int, av.VideoFrame]], prepare: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Make the picture of each frame once, however often it is repeated in a row."""
+    shown, image, make = None, None, picture_maker(prepare)
     for pts, frame in frames:
-        if frame is not converted:
-            converted, image = frame, frame_to_rgb(frame)
+        if frame is not shown:
+            shown, image = frame, make(frame)
         yield pts, image
 
 
-def frame_to_rgb(frame: av.VideoFrame) -> torch.Tensor:
+def picture_maker(
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Callable[[av.VideoFrame], torch.Tensor]:
     """
-    A decoded frame as it is displayed, full size: uint8, (3, height, width). FFmpeg converts the colours only: its own
-    scaler would take the chroma at half width.
+    What makes a picture of a decoded frame: as it is displayed, uint8, (3, height, width), and then as `prepare` wants
+    it. FFmpeg converts the colours only: its own scaler would take the chroma at half width. For one thread: FFmpeg's
+    converter is kept from frame to frame.
     """
-    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    turns = quarter_turns(frame)
-    return torch.rot90(image, turns, dims=(1, 2)) if turns else image  # a turn by nothing would be a slow copy
+    converter = VideoReformatter()
+
+    def make(frame: av.VideoFrame) -> torch.Tensor:
+        rgb = converter.reformat(frame, format="rgb24", threads=1)
+        plane = rgb.planes[0]
+        rows = torch.frombuffer(plane, dtype=torch.uint8).view(rgb.height, plane.line_size)  # padded
+        image = rows[:, : 3 * rgb.width].view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+        turns = quarter_turns(frame)
+        image = torch.rot90(image, turns, dims=(1, 2)) if turns else image  # a turn by nothing would be a slow copy
+        return image if prepare is None else prepare(image)
+
+    return make
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

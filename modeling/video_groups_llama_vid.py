@@ -23,7 +23,7 @@ import av
 import numpy as np
 import torch
 
-# Full-size frames that wait for their turn while groups are decoded side by side.
+# Kept frames that wait for their turn while groups are decoded side by side.
 MAX_WAITING_BYTES = 256 * 1024**2
 # How far into a packet its first slice is looked for: what precedes it are parameter sets, captions and the like.
 MAX_HEADER_BYTES = 1 << 16
@@ -191,7 +191,7 @@ class RunDecoder:
     Args:
         open_stream (`Callable`): Opens the file: its container and the video stream.
         index (`PacketIndex`): Its packets.
-        convert (`Callable`): From a decoded frame to what is kept of it.
+        new_convert (`Callable`): Makes, for one thread, a function from a decoded frame to what is kept of it.
         drop_unreferenced (`bool`): Whether frames that no other refers to may be left out.
         threads (`int`): Threads of each decoder.
     """
@@ -200,11 +200,11 @@ class RunDecoder:
         self,
         open_stream: Callable[[], tuple[av.container.InputContainer, av.VideoStream]],
         index: PacketIndex,
-        convert: Callable[[av.VideoFrame], torch.Tensor],
+        new_convert: Callable[[], Callable[[av.VideoFrame], torch.Tensor]],
         drop_unreferenced: bool,
         threads: int,
     ) -> None:
-        self.open_stream, self.index, self.convert, self.threads = open_stream, index, convert, threads
+        self.open_stream, self.index, self.new_convert, self.threads = open_stream, index, new_convert, threads
         self.skipping = "NONREF" if drop_unreferenced and index.drops_unreferenced else "DEFAULT"
         self.sorted_pts = np.sort(np.asarray(index.pts))
         self.numbers = np.argsort(np.asarray(index.pts))
@@ -229,10 +229,11 @@ class RunDecoder:
 
     def _frames(self, run: Run) -> Iterator[tuple[int, torch.Tensor]]:
         try:
-            container, stream = self.idle.get_nowait()
+            container, stream, convert = self.idle.get_nowait()
             at_start = False
         except Empty:
             container, stream = self._open()
+            convert = self.new_convert()
             at_start = True
         if at_start and run.start == 0:
             packets = packets_of(container, stream)
@@ -247,9 +248,9 @@ class RunDecoder:
             if last > wanted[0]:
                 break
             if last == wanted[0]:
-                yield wanted.popleft(), self.convert(frame)
+                yield wanted.popleft(), convert(frame)
             if not wanted or self.stopped.is_set():
-                self.idle.put((container, stream))
+                self.idle.put((container, stream, convert))
                 return
         raise NotAsIndexedError(f"the frame at tick {wanted[0]} does not appear")
 
@@ -313,9 +314,9 @@ def decode_runs(
     open_stream: Callable[[], tuple[av.container.InputContainer, av.VideoStream]],
     index: PacketIndex,
     runs: Sequence[Run],
-    convert: Callable[[av.VideoFrame], torch.Tensor],
+    new_convert: Callable[[], Callable[[av.VideoFrame], torch.Tensor]],
     *,
-    frame_bytes: int,
+    picture_bytes: int,
     drop_unreferenced: bool = True,
     threads: int,
 ) -> Iterator[tuple[int, torch.Tensor]]:
@@ -326,16 +327,17 @@ def decode_runs(
     memory while they wait: then one run after another, by a decoder that has the threads.
 
     Args:
-        frame_bytes (`int`): What a kept frame takes.
+        new_convert (`Callable`): Makes, for one thread, a function from a decoded frame to what is kept of it.
+        picture_bytes (`int`): What that takes.
         threads (`int`): Threads in all.
 
     Raises:
         NotAsIndexedError: As soon as a frame is in doubt; those before it are right.
     """
-    most = max(len(run.wanted) for run in runs) * frame_bytes
+    most = max(len(run.wanted) for run in runs) * picture_bytes
     waiting = min(2 * threads, MAX_WAITING_BYTES // most)  # runs at a time, whose frames are all held
     workers = min(threads, len(runs), max(1, waiting - 1))
-    decoder = RunDecoder(open_stream, index, convert, drop_unreferenced, threads // workers)
+    decoder = RunDecoder(open_stream, index, new_convert, drop_unreferenced, threads // workers)
     if workers == 1:
         try:
             for run in runs:

@@ -1,14 +1,14 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """LLaMA-VID video processor: files, URLs and frames in memory to sampled, resized and normalized frames."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from transformers import BatchFeature
@@ -16,17 +16,16 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
-    ChannelDimension,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import is_valid_video_frame
 
 from .video_decoding_llama_vid import Clip, LlamaVidVideoMetadata, open_file
-from .video_sampling_llama_vid import Timeline, choose_frames, exact_rate, seconds_between
+from .video_frames_llama_vid import open_frames
+from .video_sampling_llama_vid import check_sampling
 
 
 class LlamaVidVideosKwargs(VideosKwargs, total=False):
@@ -41,12 +40,34 @@ class LlamaVidVideosKwargs(VideosKwargs, total=False):
         Seconds after the video's first frame at which sampling ends.
     keyframes_only (`bool`, *optional*):
         Instead of each wanted frame of a file the last keyframe until then: much faster, approximate, with a warning.
+    video_backend (`str`, *optional*):
+        Who decodes files: `"pyav"`, or `"torchcodec"` if it is installed and finds FFmpeg's libraries.
+    on_error (`str`, *optional*):
+        What becomes of a file that is damaged or cut off: `"raise"`, or `"keep"` the frames before that place.
     """
 
     max_frames: int | None
     start: float | int | None
     end: float | int | None
     keyframes_only: bool | None
+    video_backend: str | None
+    on_error: str | None
+
+
+@dataclass
+class LlamaVidVideoChunks:
+    """
+    One opened video, to be read once.
+
+    Args:
+        metadata (`LlamaVidVideoMetadata`): What is known of it beforehand; `times` is not yet.
+        num_frames (`int`): Frames that will come; fewer come only of a damaged file with `on_error="keep"`.
+        chunks (`Iterator[tuple[torch.Tensor, torch.Tensor]]`): (pixels, times) as `iter_chunks` yields them.
+    """
+
+    metadata: LlamaVidVideoMetadata
+    num_frames: int
+    chunks: Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class LlamaVidVideoProcessor(BaseVideoProcessor):
@@ -54,7 +75,7 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     Samples the frames of videos (one a second by default, the frame on screen at each whole second), resizes their
     shortest edge, crops the centre and normalizes them. Files are decoded by PyAV as a stream: only the wanted frames
     are converted to RGB, each is resized at once (bicubic with antialiasing, on uint8), and no more than a chunk is
-    ever held by [`~LlamaVidVideoProcessor.iter_chunks`], the one path that also `preprocess` takes.
+    ever held by [`~LlamaVidVideoProcessor.open`], the one path that also `iter_chunks` and `preprocess` take.
 
     A video is a path, an http(s) URL, bytes, a 4D array (frames, channels, height, width) or (frames, height, width,
     channels), or a list of PIL images or 3D arrays. For frames in memory `do_rescale` and `do_normalize` apply to the
@@ -73,6 +94,10 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             whole video. Frames in memory need `video_metadata` with their `fps` for it.
         keyframes_only (`bool`, *optional*, defaults to `False`): For very long files: looks at the last keyframe until
             each sampling instant, at its own time, which may be seconds earlier. Frames in memory are all keyframes.
+        video_backend (`str`, *optional*, defaults to `"pyav"`): Who decodes files. `"torchcodec"` gives the same
+            frames, where it is installed and finds FFmpeg's libraries, which it does not bring along.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"keep"` takes what comes before the place where a file is
+            damaged or cut off, with a warning.
         size (`dict`, *optional*, defaults to `{"shortest_edge": 224}`): Size to resize to.
         crop_size (`dict`, *optional*, defaults to 224 x 224): What is cropped from the centre.
 
@@ -98,6 +123,8 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     start = None
     end = None
     keyframes_only = False
+    video_backend = "pyav"
+    on_error = "raise"
     valid_kwargs = LlamaVidVideosKwargs
     model_input_names = ["pixel_values_videos", "video_num_frames"]
 
@@ -139,6 +166,7 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             pixels += [chunk for chunk, _ in chunks]
             clip.metadata.times = torch.cat([times for _, times in chunks]).tolist()
             counts.append(len(clip.metadata.times))
+            clip.metadata.frames_indices = clip.metadata.frames_indices[: counts[-1]]  # a damaged file gives fewer
             metadata.append(clip.metadata)
 
         sizes = {tuple(chunk.shape[-2:]) for chunk in pixels}
@@ -151,25 +179,15 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         return batch
 
     def iter_chunks(
-        self,
-        video: Any,
-        *,
-        fps: float | None = None,
-        num_frames: int | None = None,
-        max_frames: int | None = None,
-        chunk_size: int = 64,
-        **kwargs: Unpack[LlamaVidVideosKwargs],
+        self, video: Any, *, chunk_size: int = 64, **kwargs: Unpack[LlamaVidVideosKwargs]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
         The frames that `preprocess` would return, a chunk at a time: memory does not depend on the video's length.
 
         Args:
             video: One video, see the class.
-            fps (`float`, *optional*): Frames a second.
-            num_frames (`int`, *optional*): Frames in all.
-            max_frames (`int`, *optional*): Upper limit.
             chunk_size (`int`, *optional*, defaults to 64): Frames in a chunk; the last one may have fewer.
-            kwargs: As for `preprocess`.
+            kwargs: As for `preprocess` (`fps`, `num_frames`, `max_frames` …).
 
         Yields:
             `tuple[torch.Tensor, torch.Tensor]`: pixels, float32 of shape `(n, 3, height, width)`, and times, float64 of
@@ -178,20 +196,55 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         Raises:
             As `preprocess`; what concerns the file when the first chunk is asked for, a failure of decoding later.
         """
+        opened = self.open(video, chunk_size=chunk_size, **kwargs)
+
+        def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            with opened as reader:
+                yield from reader.chunks
+
+        return chunks()
+
+    def open(
+        self, video: Any, *, chunk_size: int = 64, **kwargs: Unpack[LlamaVidVideosKwargs]
+    ) -> AbstractContextManager[LlamaVidVideoChunks]:
+        """
+        As `iter_chunks`, for who has to know beforehand how many frames will come, or how long the video is.
+
+        Example:
+
+        ```python
+        >>> with video_processor.open("film.mkv") as reader:
+        ...     features = torch.empty(reader.num_frames, rows, width)
+        ...     for pixels, times in reader.chunks:
+        ...         ...
+        ```
+
+        Args:
+            video: One video, see the class.
+            chunk_size (`int`, *optional*, defaults to 64): Frames in a chunk; the last one may have fewer.
+            kwargs: As for `preprocess`.
+
+        Returns:
+            A context manager that gives a `LlamaVidVideoChunks` and closes the file when it is left.
+
+        Raises:
+            As `preprocess`; what concerns the file when the context is entered, a failure of decoding later.
+        """
         if not (isinstance(chunk_size, int) and chunk_size >= 1):
             raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}.")
-        kwargs = {**kwargs, "fps": fps, "num_frames": num_frames, "max_frames": max_frames}
         settings = self._settings(kwargs)
         videos = flatten_videos(video)
         if len(videos) != 1:
-            raise ValueError(f"iter_chunks reads one video at a time, got {len(videos)}.")
+            raise ValueError(f"One video is read at a time, got {len(videos)}.")
         given = flatten_metadata(kwargs.get("video_metadata"), 1)[0]
 
-        def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        @contextmanager
+        def opened() -> Iterator[LlamaVidVideoChunks]:
             with self._open(videos[0], "the video", given, settings) as clip:
-                yield from self._chunks(clip, chunk_size, settings)
+                chunks = self._chunks(clip, chunk_size, settings)
+                yield LlamaVidVideoChunks(clip.metadata, len(clip.metadata.frames_indices), chunks)
 
-        return chunks()
+        return opened()
 
     def _settings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Every argument, as given in this call or as stored; at most one of `fps` and `num_frames` is not None."""
@@ -220,8 +273,10 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         self, video: Any, name: str, given: Mapping[str, Any] | None, settings: dict[str, Any]
     ) -> AbstractContextManager[Clip]:
         rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames", "start", "end")}
+        prepare = partial(self._resize_and_crop, settings=settings)
         if isinstance(video, str | os.PathLike | bytes):
-            return open_file(video, rule, keyframes_only=settings["keyframes_only"])
+            options = {key: settings[key] for key in ("keyframes_only", "video_backend", "on_error")}
+            return open_file(video, rule, prepare=prepare, **options)
         if settings["fps_asked_for"] and (given is None or given.get("fps") is None):
             raise ValueError(
                 f"fps={rule['fps']} was asked for, but {name} is frames in memory, whose rate is unknown. Pass "
@@ -233,17 +288,14 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
                 'is unknown. Pass video_metadata={"fps": …}, or slice the frames.'
             )
         do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
-        return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format))
+        return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format, prepare))
 
     def _chunks(
         self, clip: Clip, chunk_size: int, settings: dict[str, Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Small frames are collected, full-size ones never."""
-        full, small, frames, times = None, None, [], []
+        frames, times = [], []
         for image, seconds in clip.frames:
-            if image is not full:  # a repeated frame is resized once
-                full, small = image, self._resize_and_crop(image, settings)
-            frames.append(small)
+            frames.append(image)
             times.append(seconds)
             if len(frames) == chunk_size:
                 yield self._rescale_and_normalize(frames, settings), torch.tensor(times, dtype=torch.float64)
@@ -262,26 +314,6 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     def _rescale_and_normalize(self, frames: list[torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
         keys = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(torch.stack(frames), **{key: settings[key] for key in keys}).float()
-
-
-def check_sampling(
-    fps: float | None = None,
-    num_frames: int | None = None,
-    max_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> None:
-    """Raises ValueError if one of the values cannot be used."""
-    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
-        raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}.")
-    for argument, value in (("num_frames", num_frames), ("max_frames", max_frames)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{argument} must be a whole number of at least 1, got {value!r}.")
-    for argument, value in (("start", start), ("end", end)):
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise ValueError(f"{argument} must be seconds after the first frame, at least 0, got {value!r}.")
-    if end is not None and (start or 0) >= end:
-        raise ValueError(f"start={start or 0} must be earlier than end={end}.")
 
 
 def flatten_videos(videos: Any) -> list:
@@ -340,87 +372,3 @@ def flatten_metadata(metadata: Any, count: int) -> list[Mapping[str, Any] | None
     if len(flat) != count:
         raise ValueError(f"video_metadata has {len(flat)} entries for {count} videos. Pass one for each video.")
     return flat
-
-
-def open_frames(
-    video: np.ndarray | torch.Tensor | list,
-    rule: dict[str, Any],
-    name: str,
-    given: Mapping[str, Any] | None,
-    default_fps: float | None,
-    do_convert_rgb: bool,
-    input_data_format: str | None,
-) -> Clip:
-    """
-    A 4D array or a list of frames as a clip. `given` (transformers' video metadata) holds their rate `fps` and, if they
-    are already a sample, which frames of the source they are (`frames_indices`). Without a rate there is no clock:
-    every frame is kept, and the frames are taken to be `1 / default_fps` seconds apart.
-    """
-    given = given or {}
-    frames_indices = given.get("frames_indices")
-    numbers = np.arange(len(video)) if frames_indices is None else np.asarray(frames_indices, dtype=np.int64)
-    if numbers.shape != (len(video),) or (np.diff(numbers) < 0).any():
-        raise ValueError(
-            f"video_metadata of {name}: frames_indices must be ascending, one for each of the {len(video)} frames, got "
-            f"{numbers.tolist()}."
-        )
-    rate = given.get("fps")
-    if rate is None:
-        rule, rate = {**rule, "fps": None}, default_fps or 1.0
-    check_sampling(fps=rate)
-    step = int(np.median(np.diff(numbers))) if len(numbers) > 1 else 1
-    timeline = Timeline(numbers, end=int(numbers[-1]) + step, time_base=1 / exact_rate(rate))
-    indices = choose_frames(timeline, **rule, name=name)
-
-    def frames() -> Iterator[tuple[torch.Tensor, float]]:
-        for index in indices:
-            where = f"Frame {index} of {name}"
-            image = to_channels_first(video[index], where, do_convert_rgb, input_data_format)
-            yield image, seconds_between(timeline, int(numbers[index]))
-
-    metadata = LlamaVidVideoMetadata(
-        total_num_frames=given.get("total_num_frames") or len(video),
-        fps=float(rate),
-        duration=float(timeline.duration * timeline.time_base),
-        frames_indices=numbers[indices].tolist(),
-    )
-    return Clip(metadata, frames())
-
-
-def to_channels_first(
-    frame: PIL.Image.Image | np.ndarray | torch.Tensor,
-    where: str,
-    do_convert_rgb: bool,
-    input_data_format: str | None,
-) -> torch.Tensor:
-    """
-    One frame as (3, height, width): uint8 as it is, anything else as float32 with the values it has.
-
-    Grey becomes three equal channels and alpha is dropped, if `do_convert_rgb`.
-
-    Raises:
-        ValueError: No channel axis, channels that are not RGB, NaN or infinite values.
-    """
-    if isinstance(frame, PIL.Image.Image):
-        frame = np.array(frame.convert("RGB") if do_convert_rgb else frame)
-        frame = frame if frame.ndim == 3 else frame[..., None]
-        input_data_format = ChannelDimension.LAST
-    elif input_data_format is None:
-        try:
-            input_data_format = infer_channel_dimension_format(frame, num_channels=(1, 3, 4))
-        except ValueError as error:
-            raise ValueError(f"{where}, of shape {tuple(frame.shape)}, has no axis of 1, 3 or 4 channels.") from error
-    if isinstance(frame, np.ndarray):
-        frame = torch.from_numpy(np.array(frame, order="C"))  # a copy: torch takes no reversed views (BGR to RGB)
-    if input_data_format == ChannelDimension.LAST:
-        frame = frame.permute(2, 0, 1)
-    if do_convert_rgb:
-        frame = frame.expand(3, -1, -1) if frame.shape[0] == 1 else frame[:3]
-    if frame.shape[0] != 3 or 0 in frame.shape:
-        raise ValueError(
-            f"{where} must have three channels and some pixels, got (channels, height, width) {tuple(frame.shape)}. "
-            "Leave do_convert_rgb on for grey frames and for alpha."
-        )
-    if frame.is_floating_point() and not frame.isfinite().all():
-        raise ValueError(f"{where} has NaN or infinite values. Repair or leave out that frame.")
-    return frame if frame.dtype == torch.uint8 else frame.float()

@@ -49,6 +49,26 @@ def exact_rate(rate: float) -> Fraction:
     return Fraction(rate).limit_denominator(10**6) or Fraction(rate)
 
 
+def check_sampling(
+    fps: float | None = None,
+    num_frames: int | None = None,
+    max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> None:
+    """Raises ValueError if one of the values cannot be used."""
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+        raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}.")
+    for argument, value in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{argument} must be a whole number of at least 1, got {value!r}.")
+    for argument, value in (("start", start), ("end", end)):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(f"{argument} must be seconds after the first frame, at least 0, got {value!r}.")
+    if end is not None and (start or 0) >= end:
+        raise ValueError(f"start={start or 0} must be earlier than end={end}.")
+
+
 def choose_frames(
     timeline: Timeline,
     *,

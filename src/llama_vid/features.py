@@ -22,7 +22,6 @@ from transformers import AutoVideoProcessor
 
 from llama_vid.modeling import LlamaVidConfig, LlamaVidVideoProcessor
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
-from llama_vid.modeling.video_decoding_llama_vid import local_source, open_file
 from llama_vid.modeling.video_features_llama_vid import (
     FEATURES_DTYPES,
     FEATURES_FORMAT,
@@ -31,7 +30,8 @@ from llama_vid.modeling.video_features_llama_vid import (
     encoder_fingerprint,
     pixel_settings,
 )
-from llama_vid.modeling.video_processing_llama_vid import check_sampling
+from llama_vid.modeling.video_sampling_llama_vid import check_sampling
+from llama_vid.modeling.video_sources_llama_vid import local_source
 
 logger = logging.getLogger(__name__)
 
@@ -260,13 +260,12 @@ class _Extractor:
             metadata = self.metadata | {"source": json.dumps(fingerprint)}
             if not overwrite and self._is_done(path, metadata):
                 return 0
-            with open_file(source, {"num_frames": 1}) as clip:
-                metadata["duration"] = repr(clip.metadata.duration)
-            chunks = self.video_processor.iter_chunks(source, **self.sampling, chunk_size=self.chunk_size)
             partial = path.with_name(f".{path.name}.partial")  # the lock's holder is the only one who writes it
             try:
-                with open(partial, "wb") as file:
-                    frames = _write(file, self._encoded(chunks, progress), metadata)
+                reading = self.video_processor.open(source, **self.sampling, chunk_size=self.chunk_size)
+                with reading as reader, open(partial, "wb") as file:
+                    metadata["duration"] = repr(reader.metadata.duration)
+                    frames = _write(file, self._encoded(reader.chunks, progress), metadata)
                     file.flush()
                     os.fsync(file.fileno())
                 after = os.stat(source)

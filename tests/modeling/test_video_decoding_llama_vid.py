@@ -14,7 +14,6 @@ import torch
 from small_videos import decode_everything, on_screen_at, pictures, read
 
 from llama_vid.data.clips import write_clip
-from llama_vid.modeling import video_decoding_llama_vid as decoding
 from llama_vid.modeling.video_decoding_llama_vid import frames_on_screen, open_file
 from llama_vid.modeling.video_sampling_llama_vid import Timeline, choose_frames
 
@@ -321,18 +320,14 @@ def test_titles_in_another_encoding_are_no_obstacle(tmp_path):
     assert len(read(content)[0]) == 1
 
 
-def test_only_wanted_frames_are_converted(tmp_path, monkeypatch):
-    path = write_clip(tmp_path / "clip.mp4", pictures(100))
-    convert, converted = decoding.frame_to_rgb, []
-    monkeypatch.setattr(decoding, "frame_to_rgb", lambda frame: converted.append(frame.pts) or convert(frame))
-
-    assert len(read(path, fps=1)[0]) == 4
-    assert len(converted) == 4
-
-    converted.clear()
-    images, _, _ = read(path, fps=50)  # each frame is on screen at two instants
-    assert len(images) == 200
-    assert len(converted) == 100
+@pytest.mark.parametrize(("fps", "shown", "different"), [(1, 4, 4), (50, 200, 100)])
+def test_only_wanted_frames_are_converted_and_each_once(tmp_path, fps, shown, different):
+    path, prepared = write_clip(tmp_path / "clip.mp4", pictures(100)), []
+    with open_file(path, {"fps": fps}, prepare=lambda image: prepared.append(image) or image) as clip:
+        images = [image for image, _ in clip.frames]
+    assert len(images) == shown
+    assert len(prepared) == 1 + different  # the first one tells how much memory pictures take
+    assert len({id(image) for image in images}) == different
 
 
 def test_files_are_closed_when_frames_are_abandoned(tmp_path):

@@ -16,6 +16,7 @@ from small_videos import pictures, read
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import video_decoding_llama_vid as decoding
+from llama_vid.modeling import video_sources_llama_vid as sources
 from llama_vid.modeling.video_decoding_llama_vid import Timeline, open_file
 
 # Files that are no videos, or only part of one.
@@ -282,20 +283,20 @@ def test_url(tmp_path, downloads):
 
 @pytest.mark.parametrize("length", [None, 2000])
 def test_url_that_is_too_large(downloads, monkeypatch, length):
-    monkeypatch.setattr(decoding, "URL_MAX_BYTES", 1000)
+    monkeypatch.setattr(sources, "URL_MAX_BYTES", 1000)
     with answering(reply(bytes(2000), length=length)) as address, pytest.raises(ValueError, match="larger than 1000"):
         read(f"{address}/film.mp4")
     assert list(downloads.iterdir()) == []
 
 
 def test_url_that_never_ends(downloads, monkeypatch):
-    monkeypatch.setattr(decoding, "URL_MAX_SECONDS", 0)
+    monkeypatch.setattr(sources, "URL_MAX_SECONDS", 0)
     with answering(reply(bytes(10))) as address, pytest.raises(ValueError, match="took more than 0 s"):
         read(f"{address}/film.mp4")
 
 
 def test_url_that_is_silent(downloads, monkeypatch):
-    monkeypatch.setattr(decoding, "URL_TIMEOUT", 0.05)
+    monkeypatch.setattr(sources, "URL_TIMEOUT", 0.05)
     finished = threading.Event()
     with answering(lambda request: finished.wait(10)) as address:
         with pytest.raises(ValueError, match=r"could not be downloaded: .*timed out"):

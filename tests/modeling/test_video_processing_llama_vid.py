@@ -13,6 +13,7 @@ from transformers.video_utils import VideoMetadata
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import LlamaVidVideoProcessor
+from llama_vid.modeling import video_decoding_llama_vid as decoding
 from llama_vid.modeling.video_processing_llama_vid import flatten_videos
 
 SIZE = 28
@@ -212,17 +213,39 @@ def test_chunks_are_what_preprocess_returns(processor, clip, chunk_size):
     assert torch.cat([times for _, times in chunks]).tolist() == whole["video_metadata"][0].timestamps
 
 
-def test_chunks_are_made_when_they_are_asked_for(processor, clip, monkeypatch):
+def test_chunks_are_made_when_they_are_asked_for(processor, monkeypatch):
     resize, resized = processor.resize, []
     monkeypatch.setattr(processor, "resize", lambda image, **kwargs: resized.append(image) or resize(image, **kwargs))
 
-    chunks = processor.iter_chunks(clip, fps=5, chunk_size=3)
+    chunks = processor.iter_chunks(list(pictures(20)), chunk_size=3)
     assert len(resized) == 0
     for count in (3, 6, 9):
         next(chunks)
         assert len(resized) == count
     chunks.close()
     assert len(resized) == 9
+
+
+def test_threads_decode_no_more_than_a_few_groups_ahead(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "available_threads", lambda: 2)
+    path = write_clip(tmp_path / "clip.mp4", pictures(200), gop_size=10)
+    resize, resized = processor.resize, []
+    monkeypatch.setattr(processor, "resize", lambda image, **kwargs: resized.append(image) or resize(image, **kwargs))
+
+    chunks = processor.iter_chunks(path, fps=25, chunk_size=10)
+    assert len(resized) == 0
+    next(chunks)
+    assert 10 < len(resized) <= 1 + 10 * 5  # the picture that tells their size, a group and the four that may follow
+    chunks.close()
+    assert len(resized) < 200
+
+
+def test_what_is_known_before_the_frames(processor, clip):
+    with processor.open(clip, fps=2.5, chunk_size=4) as reader:
+        assert reader.num_frames == 10
+        assert reader.metadata.duration == pytest.approx(4)
+        assert reader.metadata.times is None
+        assert [len(times) for _, times in reader.chunks] == [4, 4, 2]
 
 
 def test_a_chunk_holds_small_frames_only(processor, clip, monkeypatch):
@@ -244,7 +267,7 @@ def test_iter_chunks_refuses_what_it_cannot_do(processor, clip):
     for chunk_size in (0, -1, 2.5):
         with pytest.raises(ValueError, match="chunk_size must be a whole number of at least 1"):
             processor.iter_chunks(clip, chunk_size=chunk_size)
-    with pytest.raises(ValueError, match="one video at a time, got 2"):
+    with pytest.raises(ValueError, match="One video is read at a time, got 2"):
         processor.iter_chunks([clip, clip])
 
 

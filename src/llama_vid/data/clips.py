@@ -59,6 +59,7 @@ def write_clip(
             rate = Fraction(fps).limit_denominator(1001000)
             video = container.add_stream(codec, rate=rate)
             video.pix_fmt = pixel_format
+            video.thread_type = "AUTO"  # PyAV's own choice makes x264 cut frames into slices, as no film has them
             # Without sc_threshold, x264 adds keyframes where the scene changes.
             options = {"g": gop_size, "sc_threshold": None if gop_size is None else 0, "bf": b_frames}
             video.options = {key: str(value) for key, value in options.items() if value is not None}

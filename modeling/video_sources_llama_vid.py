@@ -1,0 +1,97 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""Where videos come from: paths, URLs and bytes to what FFmpeg can open."""
+
+import http.client
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+URL_TIMEOUT = 30.0  # seconds without any data
+URL_MAX_SECONDS = 1800.0  # for the whole download
+URL_MAX_BYTES = 2 * 1024**3
+
+
+def source_name(video: Any) -> str:
+    """What messages call a file: its path or URL, or how many bytes there are."""
+    return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
+
+
+@contextmanager
+def local_source(video: str | os.PathLike | bytes) -> Iterator[str | bytes]:
+    """
+    What PyAV can open: an absolute path or bytes. A URL is downloaded to a temporary file, which is removed on leaving.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A folder, an empty file, a URL that is not http(s) or cannot be downloaded.
+    """
+    name = source_name(video)
+    if isinstance(video, bytes):
+        if not video:
+            raise ValueError("The video <0 bytes> is empty. Pass the whole content of a video file.")
+        yield video
+    elif re.match(r"https?://", name, re.IGNORECASE):
+        with tempfile.TemporaryDirectory(prefix="llama-vid-") as folder:
+            path = os.path.join(folder, "video")
+            download(name, path)
+            yield path
+    elif re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
+        raise ValueError(f"{name}: only http and https URLs are read. Download the video and pass its path.")
+    else:
+        path = Path(name)
+        if not path.exists():
+            raise FileNotFoundError(f"Video file {name} does not exist (looked in {path.absolute().parent}).")
+        if path.is_dir():
+            raise ValueError(f"{name} is a folder, not a video file. Pass the path of one video file.")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name} is an empty file, not a video. Copy or download it again.")
+        # Absolute, because FFmpeg would take the `a:` of a relative name for a protocol.
+        yield str(path.absolute())
+
+
+def download(url: str, path: str) -> None:
+    """
+    Stream `url` to the file `path`.
+
+    Raises:
+        ValueError: The server cannot be reached, refuses, stops halfway or is silent for `URL_TIMEOUT` seconds; more
+            than `URL_MAX_BYTES` bytes or `URL_MAX_SECONDS` seconds.
+    """
+    # Not `build_opener`: its redirects may lead to ftp.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    advice = "Download the video and pass its path."
+    deadline, size = time.monotonic() + URL_MAX_SECONDS, 0
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "llama-vid"})
+        with opener.open(request, timeout=URL_TIMEOUT) as response, open(path, "wb") as file:
+            promised = int(response.headers.get("Content-Length", 0))
+            while promised <= URL_MAX_BYTES and (block := response.read1(1 << 20)):
+                size += len(block)
+                if size > URL_MAX_BYTES:
+                    break
+                if time.monotonic() > deadline:
+                    raise ValueError(f"{url} took more than {URL_MAX_SECONDS:g} s to download. {advice}")
+                file.write(block)
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise ValueError(f"{url} could not be downloaded: {error}. Check the address, or pass a local file.") from error
+    if max(size, promised) > URL_MAX_BYTES:
+        raise ValueError(f"{url} is larger than {URL_MAX_BYTES} bytes. {advice}")
+    if size < promised:
+        raise ValueError(f"{url} broke off after {size} of {promised} bytes. Try again, or pass a local file.")
