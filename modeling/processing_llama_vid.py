@@ -19,7 +19,7 @@ from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
 from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
-from .subtitles_llama_vid import align_subtitles, read_subtitles, without_control_tokens
+from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, without_control_tokens
 from .video_features_llama_vid import VideoFeatures, pixel_settings
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
@@ -45,8 +45,7 @@ class _EncodedVideo:
     """A video as `encode_frames` returned it, (num_frames, rows, vision_hidden_size), and its clock if it has one."""
 
     features: torch.Tensor
-    times: list[float] | None = None
-    duration: float | None = None
+    clock: Clock | None = None
 
     def __post_init__(self):
         is_tensor = isinstance(self.features, torch.Tensor)
@@ -374,7 +373,7 @@ class LlamaVidProcessor(ProcessorMixin):
                 opened[key] = (
                     self._open_features(features)
                     if isinstance(features, str | Path)
-                    else _EncodedVideo(features, None if times is None else [float(time) for time in times])
+                    else _EncodedVideo(features, None if times is None else Clock.of_times(times))
                 )
             videos.append(opened[key])
         return videos
@@ -384,7 +383,8 @@ class LlamaVidProcessor(ProcessorMixin):
         file = VideoFeatures(path)
         file.check(settings=pixel_settings(self.video_processor))
         dtype = torch.bfloat16 if file.dtype == "bfloat16" else torch.float16
-        return _EncodedVideo(file.load(dtype), file.times.tolist(), file.duration)
+        part = file.settings.get("start"), file.settings.get("end")
+        return _EncodedVideo(file.load(dtype), Clock.of_part(file.times.tolist(), file.duration, *part))
 
     def _process_videos(self, videos, subtitles=None, **kwargs) -> tuple[BatchFeature, list[str]]:
         videos = _flatten_videos(videos)
@@ -398,14 +398,17 @@ class LlamaVidProcessor(ProcessorMixin):
                     "video_num_frames": [len(frames) for frames in features],
                 }
             )
-            clocks = [(videos[position].times, videos[position].duration) for position in distinct]
+            clocks = [videos[position].clock for position in distinct]
         else:
             if kwargs.get("video_metadata") is not None:
                 metadata = flatten_metadata(kwargs["video_metadata"], len(videos))
                 kwargs["video_metadata"] = [metadata[position] for position in distinct]
             kwargs["return_metadata"] = True
             processed = self.video_processor([videos[position] for position in distinct], **kwargs)
-            clocks = [(metadata.timestamps, metadata.duration) for metadata in processed["video_metadata"]]
+            clocks = [
+                Clock.of_part(metadata.timestamps, metadata.duration, metadata.start, metadata.end)
+                for metadata in processed["video_metadata"]
+            ]
         processed["video_indices"] = indices
         replacements = [
             self.replace_video_token(processed, index, words=self._words_behind_frames(cues, clocks[index], position))
@@ -413,22 +416,20 @@ class LlamaVidProcessor(ProcessorMixin):
         ]
         return processed, replacements
 
-    def _words_behind_frames(self, subtitles, clock: tuple, position: int) -> list[str] | None:
-        """What is said behind each frame of the video at a placeholder; `clock` holds the times and the duration."""
+    def _words_behind_frames(self, subtitles, clock: Clock | None, position: int) -> list[str] | None:
+        """What is said behind each frame of the video at a placeholder."""
         if subtitles is None:
             return None
-        times, duration = clock
-        if times is None:
+        if clock is None:
             raise ValueError(
                 f"Video {position} has `subtitles`, but its features have no times: pass `video_times`, or `times` "
                 "beside `features` in its message part."
             )
-        if duration is None:  # the last frame is shown as long as the others
-            duration = times[-1] + (times[-1] - times[0]) / max(1, len(times) - 1)
-        words, dropped = align_subtitles(read_subtitles(subtitles), times, duration)
+        words, dropped = align_subtitles(read_subtitles(subtitles), *clock)
         if dropped:
             logger.warning(
-                f"Video {position} ends after {duration:.1f} s: {dropped} subtitle cues that start later are dropped."
+                f"Video {position} is looked at from {max(0.0, clock.start):.1f} to {clock.end:.1f} s: {dropped} "
+                "subtitle cues outside that are dropped."
             )
         special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return [without_control_tokens(text, special) for text in words]

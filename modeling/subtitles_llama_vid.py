@@ -1,14 +1,16 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """Subtitles: files and lists to cues, and cues to the frames that their words stand behind."""
 
-import codecs
 import html
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers.utils import logging
+
+from .subtitle_tracks_llama_vid import UTF16_MARKS, is_media_file, read_text_track
 
 try:
     import pysubs2
@@ -34,14 +36,34 @@ class Cue(NamedTuple):
     text: str
 
 
+class Clock(NamedTuple):
+    """When a video's frames are shown, and the part of it that was sampled, in seconds after the first frame."""
+
+    times: list[float]
+    end: float
+    start: float = -math.inf
+
+    @classmethod
+    def of_part(cls, times: list[float], duration: float, start: float | None, end: float | None) -> "Clock":
+        """From the whole video's duration and what was asked for of it."""
+        return cls(times, duration if end is None else min(end, duration), start or -math.inf)
+
+    @classmethod
+    def of_times(cls, times: Iterable[float]) -> "Clock":
+        """Where no more is known: the last frame is shown as long as the others, and nothing before a late first."""
+        times = [float(time) for time in times]
+        pause = (times[-1] - times[0]) / max(1, len(times) - 1)
+        return cls(times, times[-1] + pause, times[0] or -math.inf)
+
+
 def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
     """
     Read subtitles, sorted by their start.
 
     Args:
         subtitles (`str`, `Path` or iterable of `(start, end, text)`):
-            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that charset-normalizer detects; or
-            cues with times in seconds.
+            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that charset-normalizer detects; a
+            video file with a text track (the default one, else the first); or cues with times in seconds.
 
     Returns:
         `list[Cue]`: Without markup, line breaks and empty cues. A cue that ends before it starts ends at its start.
@@ -49,11 +71,10 @@ def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
     Raises:
         FileNotFoundError: if the file does not exist.
         ImportError: if pysubs2 is needed and missing.
-        ValueError: if it is no subtitle file, its encoding is unknown, or there are more than `MAX_CUES` cues.
+        ValueError: if it is no subtitle file, its encoding is unknown, the video has no text track, or there are more
+            than `MAX_CUES` cues.
     """
     cues = _read_file(Path(subtitles)) if isinstance(subtitles, str | Path) else _read_list(subtitles)
-    if len(cues) > MAX_CUES:
-        raise ValueError(f"{len(cues)} subtitle cues are more than {MAX_CUES}: is this the file of one film?")
     cues = [Cue(start, max(start, end), " ".join(text.split())) for start, end, text in cues]
     return sorted((cue for cue in cues if cue.text), key=lambda cue: cue[:2])
 
@@ -66,17 +87,26 @@ def _read_list(cues: Iterable) -> list[Cue]:
             found.append(Cue(float(start), float(end), str(text)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"Subtitle cue {i} is {cue!r}: expected (start seconds, end seconds, text).") from error
+        _check_count(len(found))
     return found
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_CUES:
+        raise ValueError(f"{count} subtitle cues are more than {MAX_CUES}: are these the subtitles of one film?")
 
 
 def _read_file(path: Path) -> list[Cue]:
     if not path.is_file():
         raise FileNotFoundError(f"Subtitle file {path} does not exist.")
+    if is_media_file(path):
+        return _read_list((start, end, _without_markup(text)) for start, end, text in read_text_track(path))
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"Subtitle file {path} has more than {MAX_BYTES} bytes: is it one?")
     if pysubs2 is None:
         raise ImportError("Subtitle files are read by pysubs2: pip install pysubs2, or pass a list of cues.")
     text = _decode(path)
+    _check_count(text.count("-->"))  # parsing takes a while
     kind = "vtt" if text.lstrip("\ufeff").startswith("WEBVTT") else "srt"
     try:
         events = pysubs2.SSAFile.from_string(text, format_=kind).events
@@ -89,7 +119,7 @@ def _read_file(path: Path) -> list[Cue]:
 
 def _decode(path: Path) -> str:
     content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith(UTF16_MARKS):
         return content.decode("utf-16")
     try:
         return content.decode("utf-8-sig")
@@ -109,7 +139,9 @@ def _without_markup(text: str) -> str:
     return html.unescape(re.sub(r"<[\d:.]+>", "", text))
 
 
-def align_subtitles(cues: Sequence[Cue], times: Sequence[float], duration: float) -> tuple[list[str], int]:
+def align_subtitles(
+    cues: Sequence[Cue], times: Sequence[float], end: float, start: float = -math.inf
+) -> tuple[list[str], int]:
     """
     Give every cue to the last frame that is shown before the cue ends, or to the first one if none is (as in the
     original's long-video data).
@@ -117,16 +149,17 @@ def align_subtitles(cues: Sequence[Cue], times: Sequence[float], duration: float
     Args:
         cues (`Sequence[Cue]`): Sorted by start.
         times (`Sequence[float]`): When each sampled frame is shown, in seconds after the first frame, ascending.
-        duration (`float`): Seconds from the first frame to the end of the video.
+        end (`float`): Where the part that is looked at ends, in seconds after the first frame: with the video, at most.
+        start (`float`, *optional*): Where it begins, if not with the video.
 
     Returns:
         The words behind each frame, cues joined by a space, and how many cues were dropped because they start after the
-        end of the video.
+        end, or end before the start.
     """
     words: list[list[str]] = [[] for _ in times]
     dropped, frame = 0, 0
     for cue in sorted(cues, key=lambda cue: cue.end):
-        if cue.start >= duration:
+        if cue.start >= end or cue.end <= start:
             dropped += 1
             continue
         while frame + 1 < len(times) and times[frame + 1] < cue.end:

@@ -52,9 +52,12 @@ class LlamaVidVideoMetadata(VideoMetadata):
 
     Args:
         times (`list[float]`, *optional*): Seconds after the first frame, one for each of `frames_indices`.
+        start, end (`float`, *optional*): The part that was sampled, if it was not all of the video, in the same clock.
     """
 
     times: list[float] | None = None
+    start: float | None = None
+    end: float | None = None
 
     @property
     def timestamps(self) -> list[float]:
@@ -137,6 +140,8 @@ def open_file(
             duration=seconds,
             video_backend=video_backend,
             frames_indices=indices,
+            start=rule.get("start"),
+            end=rule.get("end"),
         )
         instants = timeline.pts[indices].tolist()
         if video_backend == "torchcodec":

@@ -1,7 +1,7 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Frames in memory as a video."""
+"""Frames in memory, or in files of their own, as a video."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,25 +10,33 @@ import torch
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from .video_decoding_llama_vid import Clip, LlamaVidVideoMetadata
-from .video_sampling_llama_vid import Timeline, check_sampling, choose_frames, exact_rate, seconds_between
+from .video_frame_files_llama_vid import FrameFiles
+from .video_sampling_llama_vid import (
+    Timeline,
+    check_sampling,
+    choose_frames,
+    exact_rate,
+    seconds_between,
+    timeline_of_times,
+)
 
 
 def open_frames(
-    video: np.ndarray | torch.Tensor | list,
+    video: np.ndarray | torch.Tensor | list | FrameFiles,
     rule: dict[str, Any],
     name: str,
-    given: Mapping[str, Any] | None,
+    given: dict[str, Any],
     default_fps: float | None,
     do_convert_rgb: bool,
     input_data_format: str | None,
     prepare: Callable[[torch.Tensor], torch.Tensor],
 ) -> Clip:
     """
-    A 4D array or a list of frames as a clip. `given` (transformers' video metadata) holds their rate `fps` and, if they
-    are already a sample, which frames of the source they are (`frames_indices`). Without a rate there is no clock:
-    every frame is kept, and the frames are taken to be `1 / default_fps` seconds apart.
+    A 4D array or a sequence of frames as a clip. `given` (transformers' video metadata) holds their rate `fps` and, if
+    they are already a sample, which frames of the source they are (`frames_indices`); or when each of them appears
+    (`times`, in seconds), which counts if there is both. Without either there is no clock: every frame is kept, and the
+    frames are taken to be `1 / default_fps` seconds apart.
     """
-    given = given or {}
     frames_indices = given.get("frames_indices")
     numbers = np.arange(len(video)) if frames_indices is None else np.asarray(frames_indices, dtype=np.int64)
     if numbers.shape != (len(video),) or (np.diff(numbers) < 0).any():
@@ -36,12 +44,16 @@ def open_frames(
             f"video_metadata of {name}: frames_indices must be ascending, one for each of the {len(video)} frames, got "
             f"{numbers.tolist()}."
         )
-    rate = given.get("fps")
-    if rate is None:
-        rule, rate = {**rule, "fps": None}, default_fps or 1.0
-    check_sampling(fps=rate)
-    step = int(np.median(np.diff(numbers))) if len(numbers) > 1 else 1
-    timeline = Timeline(numbers, end=int(numbers[-1]) + step, time_base=1 / exact_rate(rate))
+    rate, times = given.get("fps"), given.get("times")
+    if times is not None:
+        timeline = timeline_of_times(times, len(video), name)
+        rate = len(video) / (timeline.duration * timeline.time_base)
+    else:
+        if rate is None:
+            rule, rate = {**rule, "fps": None}, default_fps or 1.0
+        check_sampling(fps=rate)
+        step = int(np.median(np.diff(numbers))) if len(numbers) > 1 else 1
+        timeline = Timeline(numbers, end=int(numbers[-1]) + step, time_base=1 / exact_rate(rate))
     indices = choose_frames(timeline, **rule, name=name)
 
     def frames() -> Iterator[tuple[torch.Tensor, float]]:
@@ -50,13 +62,15 @@ def open_frames(
             if index != shown:  # a repeated frame is prepared once
                 where = f"Frame {index} of {name}"
                 shown, image = index, prepare(to_channels_first(video[index], where, do_convert_rgb, input_data_format))
-            yield image, seconds_between(timeline, int(numbers[index]))
+            yield image, seconds_between(timeline, int(timeline.pts[index]))
 
     metadata = LlamaVidVideoMetadata(
         total_num_frames=given.get("total_num_frames") or len(video),
         fps=float(rate),
         duration=float(timeline.duration * timeline.time_base),
         frames_indices=numbers[indices].tolist(),
+        start=rule["start"],
+        end=rule["end"],
     )
     return Clip(metadata, frames())
 

@@ -24,6 +24,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import is_valid_video_frame
 
 from .video_decoding_llama_vid import Clip, LlamaVidVideoMetadata, open_file
+from .video_frame_files_llama_vid import FrameFiles, is_frame_files
 from .video_frames_llama_vid import open_frames
 from .video_sampling_llama_vid import check_sampling
 
@@ -78,20 +79,23 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     ever held by [`~LlamaVidVideoProcessor.open`], the one path that also `iter_chunks` and `preprocess` take.
 
     A video is a path, an http(s) URL, bytes, a 4D array (frames, channels, height, width) or (frames, height, width,
-    channels), or a list of PIL images or 3D arrays. For frames in memory `do_rescale` and `do_normalize` apply to the
+    channels), or a list of PIL images or 3D arrays. It may also be a folder or an uncompressed .tar of JPEG, PNG or
+    WebP frames, which are taken in the natural order of their names, read one at a time and only if they are chosen;
+    what is said of frames in memory holds for them. For frames in memory `do_rescale` and `do_normalize` apply to the
     values as they are, as in transformers: uint8 or floats from 0 to 255 by default; pass `do_rescale=False` for
     floats from 0 to 1.
 
     Args:
         fps (`float`, *optional*, defaults to 1.0): Frames a second, see `choose_frames`. Frames in memory have a clock
-            only if `video_metadata` says their `fps`; without it every frame is kept, they are taken to be 1 / fps
-            seconds apart, and asking for `fps` in a call is an error.
+            only if `video_metadata` says their `fps`, or their `times` (a list of seconds, counted from the first one);
+            without it every frame is kept, they are taken to be 1 / fps seconds apart, and asking for `fps` in a call
+            is an error.
         num_frames (`int`, *optional*): Frames in all instead; if both are stored, this one counts. An argument of a
             call overrides whatever is stored; both in one call are an error.
         max_frames (`int`, *optional*): Upper limit of frames from one video, thinned evenly.
         do_sample_frames (`bool`, *optional*, defaults to `True`): `False` keeps every frame, whatever the three say.
         start, end (`float`, *optional*): The part to sample, in seconds after the first frame. Times stay those of the
-            whole video. Frames in memory need `video_metadata` with their `fps` for it.
+            whole video. Frames in memory need `video_metadata` with their `fps` or `times` for it.
         keyframes_only (`bool`, *optional*, defaults to `False`): For very long files: looks at the last keyframe until
             each sampling instant, at its own time, which may be seconds earlier. Frames in memory are all keyframes.
         video_backend (`str`, *optional*, defaults to `"pyav"`): Who decodes files. `"torchcodec"` gives the same
@@ -139,7 +143,8 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         Args:
             videos: One video or (nested) lists of them, see the class.
             kwargs: Any argument of the class, for this call. `video_metadata` (a dict or `VideoMetadata`, one a video)
-                gives the `fps` of frames in memory. `return_metadata=True` adds `video_metadata` to the output.
+                gives the `fps` or `times` of frames in memory. `return_metadata=True` adds `video_metadata` to the
+                output.
 
         Returns:
             `BatchFeature`:
@@ -274,18 +279,23 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
     ) -> AbstractContextManager[Clip]:
         rule = {key: settings[key] for key in ("fps", "num_frames", "max_frames", "start", "end")}
         prepare = partial(self._resize_and_crop, settings=settings)
-        if isinstance(video, str | os.PathLike | bytes):
+        kind = "frames in memory"
+        if is_frame_files(video):
+            video, name, kind = FrameFiles(video), str(video), "image files"
+        elif isinstance(video, str | os.PathLike | bytes):
             options = {key: settings[key] for key in ("keyframes_only", "video_backend", "on_error")}
             return open_file(video, rule, prepare=prepare, **options)
-        if settings["fps_asked_for"] and (given is None or given.get("fps") is None):
+        given = dict(given or {})  # transformers' class has no `times`, and raises AttributeError for it
+        has_clock = given.get("fps") is not None or given.get("times") is not None
+        if settings["fps_asked_for"] and not has_clock:
             raise ValueError(
-                f"fps={rule['fps']} was asked for, but {name} is frames in memory, whose rate is unknown. Pass "
-                'video_metadata={"fps": …}, or leave fps out: then every frame is kept.'
+                f"fps={rule['fps']} was asked for, but {name} is {kind}, whose rate is unknown. Pass "
+                'video_metadata={"fps": …} or {"times": […]}, or leave fps out: then every frame is kept.'
             )
-        if (rule["start"], rule["end"]) != (None, None) and (given is None or given.get("fps") is None):
+        if (rule["start"], rule["end"]) != (None, None) and not has_clock:
             raise ValueError(
-                f"start={rule['start']} and end={rule['end']} are seconds, but {name} is frames in memory, whose rate "
-                'is unknown. Pass video_metadata={"fps": …}, or slice the frames.'
+                f"start={rule['start']} and end={rule['end']} are seconds, but {name} is {kind}, whose rate is unknown."
+                ' Pass video_metadata={"fps": …} or {"times": […]}, or leave out the other frames.'
             )
         do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
         return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format, prepare))

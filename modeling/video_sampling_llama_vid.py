@@ -11,6 +11,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Of lists of times: frames at whole microseconds, at 24 or at 30000/1001 a second all lie on ticks.
+TICKS_PER_SECOND = 3_000_000
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -67,6 +70,35 @@ def check_sampling(
             raise ValueError(f"{argument} must be seconds after the first frame, at least 0, got {value!r}.")
     if end is not None and (start or 0) >= end:
         raise ValueError(f"start={start or 0} must be earlier than end={end}.")
+
+
+def timeline_of_times(times: Sequence[float], count: int, name: str) -> Timeline:
+    """
+    When each of `count` frames appears, in seconds from any zero, as a timeline. The last one is taken to stay for the
+    median pause, a single one for a second. Raises ValueError if the times are not ascending, one for each frame.
+    """
+    try:
+        seconds = np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"video_metadata of {name}: times must be numbers of seconds, got {times!r}.") from error
+    if seconds.shape != (count,):
+        raise ValueError(
+            f"video_metadata of {name}: times must be a list of one for each of the {count} frames, got shape "
+            f"{seconds.shape}."
+        )
+    wrong = ~(np.abs(seconds) < 1e12)  # NaN too
+    wrong[1:] |= seconds[1:] <= seconds[:-1]
+    if wrong.any():
+        first = int(wrong.argmax())
+        after = f" after {seconds[first - 1]}" if first else ""
+        raise ValueError(
+            f"video_metadata of {name}: times must be seconds, each later than the one before, got {seconds[first]}"
+            f"{after} for frame {first}. Correct the list, or leave that frame out."
+        )
+    # Rounded down, as sampling instants are.
+    pts = np.array([math.floor(exact_rate(second) * TICKS_PER_SECOND) for second in seconds.tolist()], dtype=np.int64)
+    pause = int(np.median(np.diff(pts))) if count > 1 else TICKS_PER_SECOND
+    return Timeline(pts, end=int(pts[-1]) + pause, time_base=Fraction(1, TICKS_PER_SECOND))
 
 
 def choose_frames(

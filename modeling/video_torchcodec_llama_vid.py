@@ -57,8 +57,8 @@ def _open(source: str | bytes, name: str):
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
         raise ImportError(
-            'video_backend="torchcodec" needs torchcodec (pip install torchcodec) and FFmpeg\'s shared libraries, which '
-            'it does not bring along; video_backend="pyav" needs neither.'
+            'video_backend="torchcodec" needs torchcodec (pip install torchcodec) and the shared libraries of FFmpeg, '
+            'which it does not bring along; video_backend="pyav" needs neither.'
         ) from error
     try:
         return VideoDecoder(source, num_ffmpeg_threads=0)

@@ -23,7 +23,7 @@ LAYERS = [
     ["llama_vid.conversion_tokenizers"],
     ["llama_vid.composition", "llama_vid.conversion_files", "llama_vid.conversion_keys"],
     ["llama_vid.data"],
-    ["llama_vid.features", "llama_vid.subtitles"],
+    ["llama_vid.features", "llama_vid.subtitles", "llama_vid.transcription"],
     ["llama_vid.modeling"],
 ]
 LAYER_OF = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}

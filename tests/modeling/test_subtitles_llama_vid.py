@@ -1,6 +1,7 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """Subtitles: reading them, whose frame they stand behind, and the exact prompt that comes of it."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -122,6 +123,20 @@ def test_bad_sources(tmp_path, monkeypatch):
         read_subtitles(write(tmp_path, "film.srt", SRT))
 
 
+def test_a_million_cues_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
+    path = write(tmp_path, "film.vtt", "WEBVTT\n\n" + "00:00.000 --> 00:01.000\na\n\n" * 10**6)
+    monkeypatch.setattr(subtitles.pysubs2, "SSAFile", None)
+    with pytest.raises(ValueError, match=r"1000000 subtitle cues are more than 100000: are these .* of one film"):
+        read_subtitles(path)
+    with pytest.raises(ValueError, match="100001 subtitle cues are more than 100000"):
+        read_subtitles((i, i + 1, "endless") for i in itertools.count())
+
+
+def test_text_with_zero_bytes_stays_text(tmp_path):
+    path = write(tmp_path, "film.srt", SRT.replace("Before.", "Be\0fore."))
+    assert read_subtitles(path)[0] == Cue(0.25, 0.75, "Be\0fore.")
+
+
 # A film of ten frames, one a second, and cues in every awkward position.
 AWKWARD = [
     (2.2, 2.8, "c"),  # within a second
@@ -223,7 +238,7 @@ def test_dropped_cues_are_counted(processor, film, caplog):
         processor(text="<video>", videos=film, subtitles=AWKWARD)
     finally:
         logger.removeHandler(caplog.handler)
-    assert "Video 0 ends after 10.0 s: 2 subtitle cues that start later are dropped" in caplog.text
+    assert "Video 0 is looked at from 0.0 to 10.0 s: 2 subtitle cues outside that are dropped" in caplog.text
 
 
 def test_subtitles_must_fit_the_videos(processor, film):
@@ -237,3 +252,18 @@ def test_frames_in_memory_have_the_processors_clock(processor):
     frames = np.stack(list(pictures(3)))
     batch = processor(text="<video>", videos=frames, subtitles=[(0, 0.5, "one"), (1.5, 1.9, "two")])
     assert batch["input_ids"] == [processor.tokenizer("<video><video>one<video><video>two<video><video>")["input_ids"]]
+
+
+@pytest.mark.parametrize(("part", "words"), [((0, 10), "abcd"), ((2, 10), "bcd"), ((2, 5), "bc"), ((None, 5), "abc")])
+def test_a_part_of_the_film_has_its_own_words(processor, film, part, words):
+    """Cues outside are dropped, in every way that a part is known."""
+    start, end = part
+    cues = [(0.2, 1.8, "a"), (1.5, 2.5, "b"), (4.5, 5.5, "c"), (8, 9, "d")]
+    batch = processor(text="<video>", videos=film, subtitles=cues, start=start, end=end)
+    assert processor.decode(batch["input_ids"][0], skip_special_tokens=True).replace(" ", "") == words
+
+    with processor.video_processor.open(film, start=start, end=end) as reader:
+        times = torch.cat([times for _, times in reader.chunks])
+    features = [torch.zeros(len(times), 17, 56)]
+    batch = processor(text="<video>", video_features=features, video_times=[times], subtitles=[cues])
+    assert processor.decode(batch["input_ids"][0], skip_special_tokens=True).replace(" ", "") == words
