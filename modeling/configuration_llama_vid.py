@@ -163,10 +163,13 @@ class LlamaVidConfig(PreTrainedConfig):
 
     @property
     def context_length(self) -> int:
-        """Tokens that the language model was trained for: linear scaling stretches positions by its factor."""
+        """Tokens that the language model was trained for, with what linear or YaRN scaling adds."""
+        trained = self.text_config.max_position_embeddings
         rope = self.text_config.rope_parameters if "rope_parameters" in self.text_config.to_dict() else None
-        factor = rope.get("factor", 1) if rope and rope.get("rope_type") == "linear" else 1
-        return int(self.text_config.max_position_embeddings * factor)
+        if not rope or rope.get("rope_type") not in ("linear", "yarn"):
+            return trained
+        # YaRN's configurations may already say what it stretches to, and from where.
+        return max(trained, int(rope.get("original_max_position_embeddings", trained) * rope["factor"]))
 
     def _visual_seq_length(self, grid_size: int | None) -> int:
         side = self.patch_grid_side if grid_size is None else grid_size

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple, logging, torch_compilable_check
 
 from .configuration_llama_vid import LlamaVidConfig
 from .modeling_llama_vid_visual import (
@@ -19,6 +19,10 @@ from .modeling_llama_vid_visual import (
     LlamaVidVisualModel,
     LlamaVidVisualOutput,
 )
+
+logger = logging.get_logger(__name__)
+
+SHORTER = "sample fewer frames (max_frames), or use a long-video checkpoint"
 
 # What transformers calls the cache, as an argument of its models and in their outputs.
 CACHE_NAME = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
@@ -422,6 +426,11 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         """
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        if input_ids.shape[1] > self.config.context_length:
+            logger.warning(
+                f"The prompt has {input_ids.shape[1]} tokens, more than the {self.config.context_length} that the "
+                f"language model was trained for: {SHORTER}."
+            )
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embeds, images, videos = self.model._embed(input_ids, **visual_inputs)
         self.model._check_visuals_given(input_ids, images, videos)
@@ -457,6 +466,18 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         if is_first_iteration or cache is None or cache.get_seq_length() == 0:
             inputs.update(visual)
         return inputs
+
+    def _prepare_generated_length(self, *args, **kwargs):
+        """As in transformers, with a warning where the language model was trained for less."""
+        generation_config = super()._prepare_generated_length(*args, **kwargs)
+        prompt_length, limit = kwargs["input_ids_length"], self.config.context_length
+        if generation_config.max_length > limit:
+            logger.warning(
+                f"The prompt has {prompt_length} tokens and the answer may have "
+                f"{generation_config.max_length - prompt_length}, together more than the {limit} that the language "
+                f"model was trained for: {SHORTER}."
+            )
+        return generation_config
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs

@@ -148,7 +148,12 @@ class VideoFeatures:
         return self._all_rows(features.to(dtype))
 
     def load(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """All frames, (num_frames, rows, C): what `chunk` returns, put together in place."""
+        """
+        All frames, (num_frames, rows, C): what `chunk` returns. As they are stored they stay in the file, mapped into
+        memory, of which the system takes back what is not being read; otherwise they are put together in place.
+        """
+        if self.grid_size is None and dtype == getattr(torch, self.dtype):
+            return self._file.get_tensor("features")
         features = torch.empty(self.shape, dtype=dtype)
         for start in range(0, self.num_frames, 64):
             features[start : start + 64] = self.chunk(start, start + 64, dtype)

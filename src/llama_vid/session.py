@@ -1,6 +1,7 @@
 """A conversation about a video: decoded and encoded once, chunk by chunk; questions are answered from the features."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
@@ -8,15 +9,13 @@ from os import PathLike
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
 from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
-
-logger = logging.get_logger(__name__)
+from llama_vid.modeling.video_sources_llama_vid import local_source
 
 # An untrained checkpoint inside the package: every part is real and small, its answers mean nothing.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
@@ -97,32 +96,48 @@ class LlamaVidSession:
         video: str | PathLike | bytes,
         *,
         subtitles: str | PathLike | list | None = None,
-        fps: float | None = None,
-        num_frames: int | None = None,
-        max_frames: int | None = None,
+        transcribe: str | PathLike | None = None,
+        language: str | None = None,
+        **sampling,
     ) -> "LlamaVidSession":
         """
         Decode and encode a video, and begin a conversation about it. No more than a chunk of pixels is held at a time.
 
         Args:
             video (`str`, `PathLike` or `bytes`):
-                Whatever [`LlamaVidVideoProcessor.iter_chunks`] takes, or a `.safetensors` file of features that
+                Whatever [`LlamaVidVideoProcessor.open`] takes, or a `.safetensors` file of features that
                 `llama-vid features` wrote with this encoder and this processor.
             subtitles (`str`, `PathLike` or `list`, *optional*):
-                A SubRip or WebVTT file, or a list of `(start, end, text)` in seconds.
-            fps (`float`, *optional*): Frames per second to sample (1 by default).
-            num_frames (`int`, *optional*): Frames to sample evenly, instead of `fps`.
-            max_frames (`int`, *optional*): Thin evenly where `fps` gives more.
+                A SubRip or WebVTT file, a video file with a text track (such as the film itself), or a list of
+                `(start, end, text)` in seconds.
+            transcribe (`str` or `PathLike`, *optional*):
+                Instead of `subtitles`, a speech recogniser that hears what is said (see `llama_vid.transcription`).
+            language (`str`, *optional*): What is spoken, for a multilingual recogniser.
+            **sampling:
+                Arguments of the video processor: `fps`, `num_frames`, `max_frames`, `start`, `end`, `keyframes_only`,
+                `on_error`, `video_metadata` (the `fps` or `times` of a folder of frames) …
 
         Raises:
-            ValueError: if the video or the subtitles cannot be read, or features are another encoder's.
+            ValueError: if the video or the subtitles cannot be read, arguments contradict each other, or features are
+                another encoder's.
         """
         start = time.perf_counter()
-        cues = None if subtitles is None else read_subtitles(subtitles)
+        if transcribe is not None and subtitles is not None:
+            raise ValueError("`subtitles` and `transcribe` were both passed: the words come from one of them.")
+        if language is not None and transcribe is None:
+            raise ValueError(f"`language={language!r}` is for `transcribe`, which was not passed.")
+        sampling = {name: value for name, value in sampling.items() if value is not None}
         if str(video).endswith(".safetensors") and not isinstance(video, bytes):
+            if transcribe is not None or sampling:
+                given = [*sampling, *(["transcribe"] if transcribe is not None else [])]
+                raise ValueError(f"{video} holds features, which were sampled and have no sound: leave out {given}.")
             features, times = self._read_features(video)
+            cues = None if subtitles is None else read_subtitles(subtitles)
         else:
-            features, times = self._encode(video, fps, num_frames, max_frames)
+            # Not twice over the network.
+            with local_source(video) if transcribe is not None else nullcontext(video) as source:
+                cues = _words(source, subtitles, transcribe, language)
+                features, times = self._encode(source, sampling)
         self.features, self.times, self.subtitles = features, times, cues
         self._opening_seconds = time.perf_counter() - start
         self.reset()
@@ -134,17 +149,17 @@ class LlamaVidSession:
         file.check(encoder=encoder, settings=pixel_settings(self.processor.video_processor))
         return file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.times.tolist()
 
-    def _encode(
-        self, video: str | PathLike | bytes, fps: float | None, num_frames: int | None, max_frames: int | None
-    ) -> tuple[torch.Tensor, list[float]]:
-        chunks = self.processor.video_processor.iter_chunks(
-            video, fps=fps, num_frames=num_frames, max_frames=max_frames, chunk_size=self.model.frames_per_chunk
-        )
-        features, times = [], []
-        for pixels, seconds in chunks:
-            features.append(self.model.encode_frames(pixels.to(self.model.device)))
-            times += seconds.tolist()
-        return torch.cat(features), times
+    def _encode(self, video: str | PathLike | bytes, sampling: dict) -> tuple[torch.Tensor, list[float]]:
+        reading = self.processor.video_processor.open(video, chunk_size=self.model.frames_per_chunk, **sampling)
+        features, times = None, []
+        with reading as reader:
+            for pixels, seconds in reader.chunks:
+                encoded = self.model.encode_frames(pixels.to(self.model.device))
+                if features is None:  # written into place: joining chunks would hold a film's features twice
+                    features = encoded.new_empty(reader.num_frames, *encoded.shape[1:])
+                features[len(times) : len(times) + len(encoded)] = encoded
+                times += seconds.tolist()
+        return features[: len(times)], times
 
     def reset(self) -> None:
         """Forget the conversation, keep the video."""
@@ -178,11 +193,12 @@ class LlamaVidSession:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        ).to(self.model.device)
+        )
+        features = inputs.pop("video_features")  # of a file, they stay there: the model reads a chunk at a time
+        inputs = inputs.to(self.model.device)
         prompt_length = inputs["input_ids"].shape[1]
-        self._check_length(prompt_length, max_new_tokens)
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        cache = self.model.prefill(**inputs, chunk_size=PREFILL_CHUNK_SIZE)
+        cache = self.model.prefill(**inputs, video_features=features, chunk_size=PREFILL_CHUNK_SIZE)
         output_ids = self.model.generate(
             **prompt,
             streamer=streamer,
@@ -200,30 +216,18 @@ class LlamaVidSession:
             return [video]
         return [_text(FILM_INTRODUCTION), {**video, "subtitles": self.subtitles}, _text(FILM_END)]
 
-    def _check_length(self, prompt_length: int, max_new_tokens: int) -> None:
-        limit = self.model.config.context_length
-        if prompt_length + max_new_tokens > limit:
-            logger.warning(
-                f"The prompt has {prompt_length} tokens and the answer may have {max_new_tokens}, together more than "
-                f"the {limit} that the language model was trained for: sample fewer frames (max_frames), or use a "
-                "long-video checkpoint."
-            )
-
 
 def ask(
     video: str | PathLike | bytes,
     question: str,
     *,
     model: str | PathLike = TINY_CHECKPOINT,
-    subtitles: str | PathLike | list | None = None,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    max_frames: int | None = None,
     max_new_tokens: int = 128,
     trust_remote_code: bool = False,
+    **opening,
 ) -> Answer:
     """
-    Ask one question about a video: [`LlamaVidSession`] in one call, with its arguments.
+    Ask one question about a video: [`LlamaVidSession`] in one call. `opening` are the arguments of its `open`.
 
     Returns:
         `Answer`
@@ -234,8 +238,22 @@ def ask(
     if not question.strip():
         raise ValueError("`question` is empty: ask something about the video.")
     session = LlamaVidSession.from_pretrained(model, trust_remote_code=trust_remote_code)
-    session.open(video, subtitles=subtitles, fps=fps, num_frames=num_frames, max_frames=max_frames)
+    session.open(video, **opening)
     return session.ask(question, max_new_tokens=max_new_tokens)
+
+
+def _words(
+    video: str | PathLike | bytes,
+    subtitles: str | PathLike | list | None,
+    transcribe: str | PathLike | None,
+    language: str | None,
+) -> list[Cue] | None:
+    """What is said, by subtitles or by the sound."""
+    if transcribe is not None:
+        from llama_vid.transcription import transcribe as transcribe_sound
+
+        return transcribe_sound(video, transcribe, language=language)
+    return None if subtitles is None else read_subtitles(subtitles)
 
 
 def _text(text: str) -> dict:
