@@ -66,7 +66,7 @@ class VideoFeatures:
         grid_size (`int`, *optional*): k if k x k pooled patches of a frame are kept, `None` for all of them.
         source (`dict`): `name`, `size` in bytes and `sha256` of the video file.
         encoder (`str`): The vision tower's fingerprint, see `encoder_fingerprint`.
-        settings (`dict`): How frames were sampled (`fps`, `num_frames`, `max_frames`) and made (`PIXEL_SETTINGS`).
+        settings (`dict`): How frames were sampled (`SAMPLING_SETTINGS`) and made (`PIXEL_SETTINGS`).
 
     Raises:
         FileNotFoundError: No such file.

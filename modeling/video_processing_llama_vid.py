@@ -28,6 +28,8 @@ from .video_frame_files_llama_vid import FrameFiles, is_frame_files
 from .video_frames_llama_vid import open_frames
 from .video_sampling_llama_vid import check_sampling
 
+SAMPLING_SETTINGS = ("fps", "num_frames", "max_frames", "start", "end", "keyframes_only")
+
 
 class LlamaVidVideosKwargs(VideosKwargs, total=False):
     """
@@ -250,6 +252,14 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
                 yield LlamaVidVideoChunks(clip.metadata, len(clip.metadata.frames_indices), chunks)
 
         return opened()
+
+    def sampling_settings(self, **kwargs: Unpack[LlamaVidVideosKwargs]) -> dict[str, Any]:
+        """
+        What decides which frames of a video are looked at: `SAMPLING_SETTINGS`, of a call's arguments and the stored
+        ones. Raises ValueError as the call would.
+        """
+        settings = self._settings(kwargs)
+        return {key: settings[key] for key in SAMPLING_SETTINGS} | {"video_metadata": kwargs.get("video_metadata")}
 
     def _settings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Every argument, as given in this call or as stored; at most one of `fps` and `num_frames` is not None."""

@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
+from small_videos import pictures
 
 from llama_vid.data.clips import make_demo_clip
 
@@ -26,6 +28,15 @@ def test_ask_prints_answer_frames_cost_and_time(clip):
     assert "untrained" in result.stdout
     assert "4 frames, 2 tokens per frame" in lines[-1]
     assert lines[-1].endswith(" s")
+
+
+def test_ask_about_a_part_of_a_folder_of_frames(tmp_path):
+    for number, picture in enumerate(pictures(40)):
+        Image.fromarray(picture).save(tmp_path / f"frame_{number}.png")
+    options = "--frame-rate 10 --start 1 --end 3 --fps 2 --keyframes-only --max-new-tokens 2".split()
+    result = llama_vid("ask", str(tmp_path), "What is moving?", *options)
+    assert result.returncode == 0, result.stderr
+    assert "4 frames, 2 tokens per frame" in result.stdout
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path):

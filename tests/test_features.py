@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_videos import pictures
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.data.clips import make_demo_clip
@@ -182,6 +184,39 @@ def test_other_settings_are_made_again(clips, tmp_path, caplog, changed, words):
     assert extract(clips[0], tmp_path, **changed).skipped == report.written
 
 
+def test_a_part_of_a_video_and_its_keyframes(clips, tmp_path, caplog, processor):
+    whole, part = extract(clips[0], tmp_path / "whole"), extract(clips[0], tmp_path / "part", start=1, end=3)
+    times = VideoFeatures(part.written[0]).times
+    assert times.tolist() == [1, 2]
+    frames = VideoFeatures(whole.written[0]).load()[1:3]
+    torch.testing.assert_close(VideoFeatures(part.written[0]).load(), frames)
+
+    assert extract(clips[0], tmp_path / "part", start=1, end=3).written == []
+    for other in ({"start": 1}, {"start": 1, "end": 3, "keyframes_only": True}):
+        assert len(extract(clips[0], tmp_path / "part", **other).written) == 1
+        assert "made again, because it is of another settings" in caplog.text
+        caplog.clear()
+
+
+def test_folders_of_frames(tmp_path, model, processor):
+    folder = tmp_path / "film"
+    folder.mkdir()
+    images = [Image.fromarray(picture) for picture in pictures(6)]
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    report = extract(folder, tmp_path / "out", video_metadata={"fps": 2})
+    features = VideoFeatures(report.files[str(folder)])
+    assert features.times.tolist() == [0, 1, 2]
+    expected = encode(model, processor, images[::2])
+    torch.testing.assert_close(features.load(), expected, atol=5e-3, rtol=5e-3)
+
+    assert extract(folder, tmp_path / "out", video_metadata={"fps": 2}).written == []
+    assert extract(folder, tmp_path / "out", video_metadata={"fps": 3}).written == [Path(features.path)]
+    images[0].save(folder / "7.png")
+    with pytest.raises(ValueError, match="another video, or of an older state of this one"):
+        extract(folder, tmp_path / "out", video_metadata={"fps": 3})
+
+
 def test_equal_settings_said_otherwise_are_equal(clips, tmp_path):
     extract(clips[0], tmp_path)
     assert len(extract(clips[0], tmp_path, fps=1.0, chunk_size=2).skipped) == 1
@@ -291,7 +326,7 @@ def test_launched_processes_share_the_videos_out(clips, tmp_path):
     script.write_text(
         "import sys\nfrom llama_vid.features import extract_features\n"
         f"report = extract_features(sys.argv[2:], sys.argv[1], model={TINY_CHECKPOINT!r})\n"
-        "print('written', *(path.stem for path in report.written))\n"
+        "sys.stdout.write(f'written {\" \".join(path.stem for path in report.written)}\\n')\n"  # in one piece
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, str(script), str(tmp_path / "shared"), *map(str, clips)]

@@ -2,14 +2,16 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid import LlamaVidSession, ask, extract_features
+from llama_vid import LlamaVidSession, ask, extract_features, transcription
 from llama_vid.data.clips import make_demo_clip
+from llama_vid.modeling.subtitles_llama_vid import Cue
 from llama_vid.session import TINY_CHECKPOINT
 
 
@@ -160,6 +162,58 @@ def test_linear_scaling_lengthens_the_context():
     assert config.context_length == 4096
     config.text_config.rope_parameters = {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0}
     assert config.context_length == 65536
+
+
+def test_yarn_lengthens_the_context_from_where_it_says():
+    config = LlamaVidSession.from_pretrained().model.config
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
+    config.text_config.rope_parameters = rope
+    assert config.context_length == 16384
+    rope["original_max_position_embeddings"] = 1024
+    assert config.context_length == 4096
+
+
+@pytest.fixture
+def session() -> LlamaVidSession:
+    return LlamaVidSession.from_pretrained()
+
+
+def test_words_come_from_the_text_track_or_the_sound(clip, tmp_path, monkeypatch, session):
+    heard = [Cue(1.2, 1.8, "hello there")]
+    asked = []
+
+    def transcribe(video, model, *, language):
+        asked.append((Path(video).read_bytes() == clip.read_bytes(), model, language))
+        return heard
+
+    monkeypatch.setattr(transcription, "transcribe", transcribe)
+    session.open(clip, transcribe="whisper", language="de")
+    assert (session.subtitles, asked) == (heard, [(True, "whisper", "de")])
+    with pytest.raises(ValueError, match="has no text track"):
+        session.open(clip, subtitles=clip)
+
+
+def test_arguments_that_contradict_each_other(clip, session, features_file):
+    with pytest.raises(ValueError, match="`subtitles` and `transcribe` were both passed"):
+        session.open(clip, subtitles=[(0, 1, "a")], transcribe="whisper")
+    with pytest.raises(ValueError, match="`language='de'` is for `transcribe`"):
+        session.open(clip, language="de")
+    with pytest.raises(ValueError, match=r"holds features, which were sampled .* leave out \['fps', 'transcribe'\]"):
+        session.open(features_file, fps=2, transcribe="whisper")
+    with pytest.raises(TypeError, match="fsp"):
+        session.open(clip, fsp=2)
+
+
+def test_features_of_a_file_stay_there(session, features_file):
+    """They are mapped into memory; only a chunk at a time is copied."""
+    mapped = Path("/proc/self/maps")
+    if not mapped.exists():
+        pytest.skip("needs /proc to see which files are mapped")
+    session.open(features_file)
+    assert session.features.dtype == torch.float16
+    assert str(features_file) in mapped.read_text()
+    assert session.ask("What is moving?", max_new_tokens=2).num_frames == 5
+    assert str(features_file) in mapped.read_text()
 
 
 def test_a_session_without_a_video():

@@ -17,6 +17,7 @@ _LAZY = {
     "ask": "session",
     "convert_checkpoint": "conversion",
     "extract_features": "features",
+    "transcribe": "transcription",
 }
 
 __all__ = [

@@ -13,10 +13,9 @@ def chat(
     video: str | PathLike,
     *,
     model: str | PathLike = TINY_CHECKPOINT,
-    subtitles: str | PathLike | list | None = None,
-    fps: float | None = None,
-    max_frames: int | None = None,
     max_new_tokens: int = 512,
+    subtitles: str | PathLike | list | None = None,
+    **opening,
 ) -> None:
     """
     Ask for questions on the terminal until `/quit` or the end of the input.
@@ -24,13 +23,12 @@ def chat(
     Args:
         video (`str` or `PathLike`): The video to begin with.
         model (`str` or `PathLike`, *optional*): A checkpoint's folder or Hub id.
-        subtitles (`str`, `PathLike` or `list`, *optional*): The first video's.
-        fps (`float`, *optional*): Frames per second to sample (1 by default).
-        max_frames (`int`, *optional*): Thin evenly where `fps` gives more.
         max_new_tokens (`int`, *optional*, defaults to 512): Length of an answer at most.
+        subtitles (`str`, `PathLike` or `list`, *optional*): The first video's.
+        **opening: The other arguments of [`LlamaVidSession.open`], for every video.
     """
     session = LlamaVidSession.from_pretrained(model)
-    session.open(video, subtitles=subtitles, fps=fps, max_frames=max_frames)
+    session.open(video, subtitles=subtitles, **opening)
     print(f"{len(session.features)} frames. {COMMANDS}")
     while True:
         try:
@@ -41,19 +39,17 @@ def chat(
         if line == "/quit":
             return
         if line:
-            _answer(session, line, fps, max_frames, max_new_tokens)
+            _answer(session, line, max_new_tokens, opening)
 
 
-def _answer(
-    session: LlamaVidSession, line: str, fps: float | None, max_frames: int | None, max_new_tokens: int
-) -> None:
+def _answer(session: LlamaVidSession, line: str, max_new_tokens: int, opening: dict) -> None:
     """One line of the conversation; what a user can mend is told, and the conversation goes on."""
     try:
         if line == "/reset":
             session.reset()
             print("The conversation is forgotten.")
         elif line.startswith("/video "):
-            session.open(line.removeprefix("/video ").strip(), fps=fps, max_frames=max_frames)
+            session.open(line.removeprefix("/video ").strip(), **opening)
             print(f"{len(session.features)} frames.")
         elif line.startswith("/"):
             print(COMMANDS)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,11 +18,28 @@ console = Console()
 
 # Arguments of several commands.
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or Hub id; by default the embedded one.")]
-Video = Annotated[str, typer.Argument(help="A video file, an http(s) URL, or a file of features.")]
-Subtitles = Annotated[str | None, typer.Option(help="A SubRip (.srt) or WebVTT (.vtt) file.")]
+Video = Annotated[
+    str, typer.Argument(help="A video file, an http(s) URL, a folder or .tar of frames, or a file of features.")
+]
+Subtitles = Annotated[
+    str | None, typer.Option(help="A SubRip or WebVTT file, or a video with a text track, such as the film itself.")
+]
+Transcribe = Annotated[
+    str | None, typer.Option(help="Instead of --subtitles, a Whisper or wav2vec 2.0 model that hears what is said.")
+]
+Language = Annotated[str | None, typer.Option(help="What is spoken, for --transcribe with a multilingual Whisper.")]
 Fps = Annotated[float | None, typer.Option(help="Frames to sample per second (1 by default).")]
 NumFrames = Annotated[int | None, typer.Option(help="Frames to sample evenly, instead of --fps.")]
 MaxFrames = Annotated[int | None, typer.Option(help="Thin evenly where --fps gives more frames.")]
+Start = Annotated[float | None, typer.Option(help="Seconds after the first frame at which to begin.")]
+End = Annotated[float | None, typer.Option(help="Seconds after the first frame at which to end.")]
+KeyframesOnly = Annotated[
+    bool, typer.Option("--keyframes-only", help="Fast and approximate: look at keyframes only, for very long videos.")
+]
+FrameRate = Annotated[float | None, typer.Option(help="Frames a second of a folder or .tar of frames.")]
+KeepDamaged = Annotated[
+    bool, typer.Option("--keep-damaged", help="Of a damaged video, take what comes before the damage.")
+]
 
 UNTRAINED = (
     "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
@@ -40,10 +57,17 @@ def ask(
     video: Video,
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Model = None,
-    fps: Fps = None,
     subtitles: Subtitles = None,
+    transcribe: Transcribe = None,
+    language: Language = None,
+    fps: Fps = None,
     num_frames: NumFrames = None,
     max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
+    keyframes_only: KeyframesOnly = False,
+    frame_rate: FrameRate = None,
+    keep_damaged: KeepDamaged = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most, in tokens.")] = 128,
 ) -> None:
     """
@@ -54,17 +78,21 @@ def ask(
     from llama_vid.session import TINY_CHECKPOINT
     from llama_vid.session import ask as ask_video
 
-    with console.status("Decoding, encoding and answering …"):
-        answer = ask_video(
-            video,
-            question,
-            model=model or TINY_CHECKPOINT,
-            subtitles=subtitles,
-            fps=fps,
-            num_frames=num_frames,
-            max_frames=max_frames,
-            max_new_tokens=max_new_tokens,
-        )
+    answer = ask_video(
+        video,
+        question,
+        model=model or TINY_CHECKPOINT,
+        subtitles=subtitles,
+        transcribe=transcribe,
+        language=language,
+        max_new_tokens=max_new_tokens,
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        **_reading(keyframes_only, frame_rate, keep_damaged),
+    )
     print(answer.text)
     if model is None:
         console.print(UNTRAINED, style="yellow", soft_wrap=True)
@@ -80,8 +108,16 @@ def chat(
     video: Video,
     model: Model = None,
     subtitles: Subtitles = None,
+    transcribe: Transcribe = None,
+    language: Language = None,
     fps: Fps = None,
+    num_frames: NumFrames = None,
     max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
+    keyframes_only: KeyframesOnly = False,
+    frame_rate: FrameRate = None,
+    keep_damaged: KeepDamaged = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most, in tokens.")] = 512,
 ) -> None:
     """
@@ -99,20 +135,39 @@ def chat(
         video,
         model=model or TINY_CHECKPOINT,
         subtitles=subtitles,
-        fps=fps,
-        max_frames=max_frames,
+        transcribe=transcribe,
+        language=language,
         max_new_tokens=max_new_tokens,
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        **_reading(keyframes_only, frame_rate, keep_damaged),
     )
+
+
+def _reading(keyframes_only: bool, frame_rate: float | None, keep_damaged: bool) -> dict[str, Any]:
+    """Options that the video processor calls otherwise; what was not asked for is left to the checkpoint."""
+    return {
+        "keyframes_only": keyframes_only or None,
+        "video_metadata": None if frame_rate is None else {"fps": frame_rate},
+        "on_error": "keep" if keep_damaged else None,
+    }
 
 
 @app.command()
 def features(
-    videos: Annotated[list[str], typer.Argument(help="Video files or http(s) URLs.")],
+    videos: Annotated[list[str], typer.Argument(help="Video files, http(s) URLs, folders or .tar files of frames.")],
     output: Annotated[Path, typer.Option(help="The folder to write to, one .safetensors file a video.")],
     model: Model = None,
     fps: Fps = None,
     num_frames: NumFrames = None,
     max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
+    keyframes_only: KeyframesOnly = False,
+    frame_rate: FrameRate = None,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or int8.")] = "float16",
     grid_size: Annotated[int | None, typer.Option(help="Keep k x k pooled rows of a frame instead of all.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Extract again what is done.")] = False,
@@ -133,6 +188,10 @@ def features(
         fps=fps,
         num_frames=num_frames,
         max_frames=max_frames,
+        start=start,
+        end=end,
+        keyframes_only=keyframes_only or None,
+        video_metadata=None if frame_rate is None else {"fps": frame_rate},
         dtype=dtype,
         grid_size=grid_size,
         overwrite=overwrite,

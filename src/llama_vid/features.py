@@ -1,6 +1,5 @@
 """Features of many videos, extracted once: what the visual encoder gives, in one file a video."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -9,6 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ from llama_vid.modeling.video_features_llama_vid import (
     encoder_fingerprint,
     pixel_settings,
 )
-from llama_vid.modeling.video_sampling_llama_vid import check_sampling
+from llama_vid.modeling.video_frame_files_llama_vid import FrameFiles, is_frame_files
 from llama_vid.modeling.video_sources_llama_vid import local_source
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,10 @@ def extract_features(
     fps: float | None = None,
     num_frames: int | None = None,
     max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    keyframes_only: bool | None = None,
+    video_metadata: dict[str, Any] | None = None,
     dtype: str = "float16",
     grid_size: int | None = None,
     chunk_size: int = 64,
@@ -101,13 +105,17 @@ def extract_features(
     process returns a report on its own part.
 
     Args:
-        videos (`str`, `PathLike` or a sequence of them): Paths or http(s) URLs. The latter are downloaded each time,
-            as only their content tells whether they are done.
+        videos (`str`, `PathLike` or a sequence of them): Paths (of files, or of folders and .tar files of frames) or
+            http(s) URLs. The latter are downloaded each time, as only their content tells whether they are done.
         output (`str` or `PathLike`): The folder for the files; it is created.
         model (`str` or `PathLike`): A checkpoint's folder or Hub id.
         fps (`float`, *optional*): Frames a second; the checkpoint's sampling (1 a second) by default.
         num_frames (`int`, *optional*): Frames in all instead of `fps`.
         max_frames (`int`, *optional*): Thin evenly where that gives more.
+        start, end (`float`, *optional*): The part to sample, in seconds after the first frame.
+        keyframes_only (`bool`, *optional*): Fast and approximate, see [`LlamaVidVideoProcessor`].
+        video_metadata (`dict`, *optional*): The clock of folders and .tar files of frames, all of them: their `fps`, or
+            their `times` in seconds.
         dtype (`str`, *optional*, defaults to `"float16"`): `float16`, `bfloat16`, or `int8` with a scale for each row.
         grid_size (`int`, *optional*): Keep CLS and k x k averages of neighbouring patches instead of every patch. Mean
             pooling to 1, or to a grid that divides k, gives the same content tokens; context tokens change.
@@ -130,9 +138,10 @@ def extract_features(
     if not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}.")
     targets = feature_paths(videos, output)
-    sampling = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames}
     video_processor = AutoVideoProcessor.from_pretrained(model)
-    settings = pixel_settings(video_processor) | _resolve_sampling(video_processor, **sampling)
+    sampling = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames, "start": start, "end": end}
+    sampling |= {"keyframes_only": keyframes_only, "video_metadata": video_metadata}
+    settings = pixel_settings(video_processor) | video_processor.sampling_settings(**sampling)
 
     with _own_share(list(targets)) as (share, device):
         tower = _load_vision_tower(model, device)
@@ -253,10 +262,10 @@ class _Extractor:
 
     def _extract(self, video: str, path: Path, progress: tqdm, overwrite: bool) -> int:
         """Write one video's features; the number of its frames, 0 if they are there already."""
-        with local_source(video) as source:
-            before = os.stat(source)
+        with nullcontext(video) if is_frame_files(video) else local_source(video) as source:
+            before = _state(source)
             name = PurePosixPath(unquote(urlsplit(video).path)).name if _is_url(video) else Path(video).name
-            fingerprint = {"name": name, "size": before.st_size, "sha256": _sha256(source)}
+            fingerprint = {"name": name, "size": sum(size for _, size, _ in before), "sha256": _sha256(source)}
             metadata = self.metadata | {"source": json.dumps(fingerprint)}
             if not overwrite and self._is_done(path, metadata):
                 return 0
@@ -268,8 +277,7 @@ class _Extractor:
                     frames = _write(file, self._encoded(reader.chunks, progress), metadata)
                     file.flush()
                     os.fsync(file.fileno())
-                after = os.stat(source)
-                if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                if before != _state(source):
                     raise ValueError(f"{video} changed while it was read: extract it again when it is complete.")
                 os.replace(partial, path)
             finally:
@@ -393,31 +401,30 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _files(source: str) -> list[str]:
+    """The file of a video or .tar, or those of a folder of frames."""
+    return [frame.path for frame in FrameFiles(source).frames] if os.path.isdir(source) else [source]
+
+
+def _state(source: str) -> list[tuple[str, int, int]]:
+    """What tells that a video changes while it is read: each file's path, size and time of writing."""
+    stats = [(path, os.stat(path)) for path in _files(source)]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _sha256(source: str) -> str:
+    """Of a file's content, or of the names and contents of a folder's frames."""
+    digests = []
+    for path in _files(source):
+        with open(path, "rb") as file:
+            digests.append((os.path.basename(path), hashlib.file_digest(file, "sha256").hexdigest()))
+    if not os.path.isdir(source):
+        return digests[0][1]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def _is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
-
-
-def _resolve_sampling(
-    video_processor: LlamaVidVideoProcessor, fps: float | None, num_frames: int | None, max_frames: int | None
-) -> dict[str, Any]:
-    """Which frames will be looked at: as asked for, or as the checkpoint says. Raises ValueError as sampling would."""
-    if fps is not None and num_frames is not None:
-        raise ValueError(f"fps={fps} and num_frames={num_frames} are mutually exclusive. Pass one of them.")
-    check_sampling(fps, num_frames, max_frames)
-    if not video_processor.do_sample_frames:
-        return {"fps": None, "num_frames": None, "max_frames": None}
-    if fps is None and num_frames is None:
-        fps, num_frames = video_processor.fps, video_processor.num_frames
-    return {
-        "fps": fps if num_frames is None else None,
-        "num_frames": num_frames,
-        "max_frames": video_processor.max_frames if max_frames is None else max_frames,
-    }
 
 
 class _VisionTower(LlamaVidVisualModel):
@@ -453,7 +460,7 @@ def _check_fits(config: LlamaVidConfig, grid_size: int | None) -> None:
         raise ValueError(f"The vision tower's width must be a multiple of 8 for a features file, got {width}.")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _own_share(videos: list[str]) -> Iterator[tuple[list[str], torch.device]]:
     """This process's part of the videos and its device; all of them, unless launched as one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from os import PathLike
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -152,13 +153,18 @@ class LlamaVidSession:
     def _encode(self, video: str | PathLike | bytes, sampling: dict) -> tuple[torch.Tensor, list[float]]:
         reading = self.processor.video_processor.open(video, chunk_size=self.model.frames_per_chunk, **sampling)
         features, times = None, []
-        with reading as reader:
+        # On a terminal only.
+        with (
+            reading as reader,
+            tqdm(total=reader.num_frames, unit=" frames", desc="Encoding", disable=None) as progress,
+        ):
             for pixels, seconds in reader.chunks:
                 encoded = self.model.encode_frames(pixels.to(self.model.device))
                 if features is None:  # written into place: joining chunks would hold a film's features twice
                     features = encoded.new_empty(reader.num_frames, *encoded.shape[1:])
                 features[len(times) : len(times) + len(encoded)] = encoded
                 times += seconds.tolist()
+                progress.update(len(seconds))
         return features[: len(times)], times
 
     def reset(self) -> None:
