@@ -157,9 +157,7 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
         if quantization_config is not None:
             quantization_config = _with_default_skips(quantization_config, cls.modules_to_not_convert)
         loaded = super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
-        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-            if isinstance(module, InstructBlipQFormerModel):
-                _freeze_what_is_not_read(module)
+        freeze_what_is_not_read(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     @torch.no_grad()
@@ -483,14 +481,16 @@ def _build_text_decoder(config: LlamaVidConfig) -> PreTrainedModel:
     if not InstructBlipQFormerModel._supports_sdpa:  # older transformers: eager is all that it has
         config.qformer_config._attn_implementation = "eager"
     qformer = InstructBlipQFormerModel(config.qformer_config)
-    _freeze_what_is_not_read(qformer)
+    freeze_what_is_not_read(qformer)
     return qformer
 
 
-def _freeze_what_is_not_read(qformer: InstructBlipQFormerModel):
-    """Only the queries are read: what the last layer does with the text can never matter."""
-    for unread in (qformer.encoder.layer[-1].intermediate, qformer.encoder.layer[-1].output):
-        unread.requires_grad_(False)
+def freeze_what_is_not_read(model: nn.Module):
+    """Only a Q-Former's queries are read: what its last layer does with the text can never matter."""
+    for module in model.modules():
+        if isinstance(module, InstructBlipQFormerModel):
+            for unread in (module.encoder.layer[-1].intermediate, module.encoder.layer[-1].output):
+                unread.requires_grad_(False)
 
 
 def _pool_patches(patches: torch.Tensor, grid_size: int | None) -> torch.Tensor:
