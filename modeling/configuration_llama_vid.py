@@ -162,11 +162,11 @@ class LlamaVidConfig(PreTrainedConfig):
         return self._visual_seq_length(self.video_grid_size)
 
     @property
-    def context_length(self) -> int:
-        """Tokens that the language model was trained for, with what linear or YaRN scaling adds."""
-        trained = self.text_config.max_position_embeddings
-        rope = self.text_config.rope_parameters if "rope_parameters" in self.text_config.to_dict() else None
-        if not rope or rope.get("rope_type") not in ("linear", "yarn"):
+    def context_length(self) -> int | None:
+        """Tokens that the language model was trained for (with linear or YaRN scaling); `None` if it does not say."""
+        text_config = self.text_config.to_dict()
+        trained, rope = text_config.get("max_position_embeddings"), text_config.get("rope_parameters")
+        if trained is None or not rope or rope.get("rope_type") not in ("linear", "yarn"):
             return trained
         # YaRN's configurations may already say what it stretches to, and from where.
         return max(trained, int(rope.get("original_max_position_embeddings", trained) * rope["factor"]))

@@ -57,18 +57,9 @@ def video_parts(conversations: list[list[dict]]) -> dict[str, list]:
     """
     What the videos of a batch of messages bring along besides files, one entry for each: the processor's arguments
     `video_features`, `video_times` and `subtitles`, as far as any video has them.
-
-    Raises:
-        ValueError: if some videos come as features and others as files.
     """
     contents = [message.get("content", "") for messages in conversations for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content if part["type"] == "video"]
-    with_features = sum("features" in part for part in parts)
-    if 0 < with_features < len(parts):
-        raise ValueError(
-            f"{with_features} of {len(parts)} videos come as `features`, the others as files: encode all of a batch or "
-            "none."
-        )
     names = {"features": "video_features", "times": "video_times", "subtitles": "subtitles"}
     return {
         argument: [part.get(name) for part in parts]

@@ -407,7 +407,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        chunk_size: int = 4096,
+        chunk_size: int = 1024,
         **visual_inputs,
     ) -> Cache:
         """
@@ -418,7 +418,8 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The prompt.
             attention_mask (`torch.Tensor` of the same shape, *optional*): Its padding mask (left padding in batches).
-            chunk_size (`int`, *optional*, defaults to 4096): Tokens at a time.
+            chunk_size (`int`, *optional*, defaults to 1024):
+                Tokens at a time; the attention mask of a chunk has a number for each of them and each token before.
             **visual_inputs: The visual inputs of `forward`.
 
         Returns:
@@ -426,10 +427,11 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         """
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
-        if input_ids.shape[1] > self.config.context_length:
+        limit = self.config.context_length
+        if limit is not None and input_ids.shape[1] > limit:
             logger.warning(
-                f"The prompt has {input_ids.shape[1]} tokens, more than the {self.config.context_length} that the "
-                f"language model was trained for: {SHORTER}."
+                f"The prompt has {input_ids.shape[1]} tokens, more than the {limit} that the language model was "
+                f"trained for: {SHORTER}."
             )
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embeds, images, videos = self.model._embed(input_ids, **visual_inputs)
@@ -471,7 +473,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         """As in transformers, with a warning where the language model was trained for less."""
         generation_config = super()._prepare_generated_length(*args, **kwargs)
         prompt_length, limit = kwargs["input_ids_length"], self.config.context_length
-        if generation_config.max_length > limit:
+        if limit is not None and generation_config.max_length > limit:
             logger.warning(
                 f"The prompt has {prompt_length} tokens and the answer may have "
                 f"{generation_config.max_length - prompt_length}, together more than the {limit} that the language "
@@ -497,14 +499,14 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
     ) -> dict:
         """Indices and instructions of one modality, each sample's repeated `expand_size` times as a group."""
         pixels, suffix = {"image": ("pixel_values", ""), "video": ("pixel_values_videos", "_videos")}[kind]
-        shown = visual.get(pixels, visual.get(f"{kind}_features"))
-        if shown is None:
+        number = sum(len(visual[name]) for name in (pixels, f"{kind}_features") if name in visual)
+        if number == 0:
             return {}
         seq_length = self.config.image_seq_length if kind == "image" else self.config.frame_seq_length
         # Tokens of each distinct visual, then of each placeholder: they say whose placeholders are whose.
-        lengths = torch.ones(len(shown), dtype=torch.long)
+        lengths = torch.ones(number, dtype=torch.long)
         if kind == "video":
-            lengths = torch.tensor([len(shown)])
+            lengths = torch.tensor([number])
             if "video_num_frames" in visual:
                 lengths = visual["video_num_frames"].cpu()
         indices = visual.get(f"{kind}_indices", torch.arange(len(lengths)))

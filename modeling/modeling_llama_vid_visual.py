@@ -279,7 +279,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             image_indices (`torch.LongTensor` of shape `(num_image_placeholders,)`, *optional*):
                 Which image each placeholder shows; 0, 1, 2 … by default.
             image_features (`torch.Tensor` of shape `(num_images, rows, vision_hidden_size)`, *optional*):
-                What `encode_frames` gave, instead of `pixel_values`.
+                What `encode_frames` gave, instead of `pixel_values`; if there is both, of the images behind.
             return_dict (`bool`): Whether to return a [`LlamaVidVisualOutput`], whose `pooler_output` holds the tokens.
 
         Returns:
@@ -323,7 +323,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             video_indices (`torch.LongTensor` of shape `(num_video_placeholders,)`, *optional*):
                 Which video each placeholder shows; 0, 1, 2 … by default.
             video_features (`torch.Tensor` of shape `(total_frames, rows, vision_hidden_size)`, *optional*):
-                What `encode_frames` gave, instead of `pixel_values_videos`.
+                What `encode_frames` gave, instead of `pixel_values_videos`; if there is both, of the videos behind.
             return_dict (`bool`): Whether to return a [`LlamaVidVisualOutput`], whose `pooler_output` holds the tokens.
 
         Returns:
@@ -352,11 +352,11 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
         )
 
     def _features(self, kind: str, pixels: torch.Tensor | None, features: torch.Tensor | None) -> torch.Tensor:
-        """The visual encoder's output for one modality, from pixels or as it was passed back."""
-        if (pixels is None) == (features is None):
+        """The visual encoder's output for one modality: from pixels, then what was passed back."""
+        if pixels is None and features is None:
             pixels_name = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
-            raise ValueError(f"Pass exactly one of `{pixels_name}` and `{kind}_features`.")
-        if pixels is not None:
+            raise ValueError(f"Pass `{pixels_name}` or `{kind}_features`.")
+        if features is None:
             return self.encode_frames(pixels)
         num_patches, width = self.config.patch_grid_side**2, self.config.vision_config.hidden_size
         if features.ndim != 3 or features.shape[1] not in (num_patches, num_patches + 1) or features.shape[2] != width:
@@ -364,7 +364,15 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                 f"`{kind}_features` must have the shape (frames, {num_patches} or {num_patches + 1} with CLS first, "
                 f"{width}) for this checkpoint, got {tuple(features.shape)}: pass what its `encode_frames` returned."
             )
-        return features
+        if pixels is None:
+            return features
+        encoded = self.encode_frames(pixels)
+        if encoded.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"`{kind}_features` have {features.shape[1]} rows, what stands beside them as pixels has "
+                f"{encoded.shape[1]}: pass what this checkpoint's `encode_frames` returned."
+            )
+        return torch.cat([encoded, features.to(encoded)])
 
     def _visual_tokens(
         self,

@@ -186,8 +186,9 @@ class LlamaVidProcessor(ProcessorMixin):
                 What guides the placeholders: one for all, or one for each in the order of the batch (or a list for each
                 sample). By default it is read from the prompts' user turns.
             video_features (`list`, *optional*):
-                For each video placeholder, instead of `videos`, what `encode_frames` returned: a tensor of shape
-                `(num_frames, rows, vision_hidden_size)`, or a file that `llama-vid features` wrote.
+                For each video placeholder what `encode_frames` returned: a tensor of shape
+                `(num_frames, rows, vision_hidden_size)`, or a file that `llama-vid features` wrote; or `None` where the
+                next one of `videos` stands.
             subtitles (`list`, *optional*):
                 For each video placeholder a SubRip or WebVTT file, a list of `(start, end, text)` in seconds, or
                 `None`; a single one where there is one video. Each cue is written behind the last sampled frame that is
@@ -207,9 +208,7 @@ class LlamaVidProcessor(ProcessorMixin):
         video = kwargs.pop("video", None)  # what the any-to-any pipeline of older transformers calls them
         videos = video if videos is None else videos
         if video_features is not None:
-            if videos is not None:
-                raise ValueError("Both `videos` and `video_features` were given: pass one of them.")
-            videos = self._encoded_videos(video_features, video_times)
+            videos = self._with_features(videos, video_features, video_times)
         # Batches of text-only samples come with empty lists.
         images, videos = (None if _is_empty(visuals) else visuals for visuals in (images, videos))
         # Older versions of transformers take entries out of the dictionaries they are given.
@@ -363,10 +362,20 @@ class LlamaVidProcessor(ProcessorMixin):
         processed["image_indices"] = indices
         return processed, [self.replace_image_token(processed, index) for index in indices]
 
-    def _encoded_videos(self, video_features: list, video_times: list | None) -> list[_EncodedVideo]:
-        """Features in memory or in files; the same tensor or file given several times is one video."""
-        videos, opened = [], {}
+    def _with_features(self, videos, video_features: list, video_times: list | None) -> list:
+        """Features in memory or in files, and `videos` where there are none; the same one twice is one video."""
+        files = [] if videos is None or _is_empty(videos) else flatten_videos(videos)
+        missing = sum(features is None for features in video_features)
+        if missing != len(files):
+            raise ValueError(
+                f"{len(files)} `videos` were given, and `video_features` is `None` for {missing} placeholders: leave "
+                "`videos` out, or write `None` where each of them stands."
+            )
+        files, found, opened = iter(files), [], {}
         for position, features in enumerate(video_features):
+            if features is None:
+                found.append(next(files))
+                continue
             key = str(features) if isinstance(features, str | Path) else id(features)
             if key not in opened:
                 times = None if video_times is None else video_times[position]
@@ -375,8 +384,8 @@ class LlamaVidProcessor(ProcessorMixin):
                     if isinstance(features, str | Path)
                     else _EncodedVideo(features, None if times is None else Clock.of_times(times))
                 )
-            videos.append(opened[key])
-        return videos
+            found.append(opened[key])
+        return found
 
     def _open_features(self, path: str | Path) -> _EncodedVideo:
         """A file of features, kept as it is stored: half precision of an hour is 2.6 GB."""
@@ -390,25 +399,29 @@ class LlamaVidProcessor(ProcessorMixin):
         videos = _flatten_videos(videos)
         subtitles = _one_for_each(subtitles, len(videos))
         distinct, indices = _distinct([_video_identity(video) for video in videos])
-        if isinstance(videos[0], _EncodedVideo):
-            features = [videos[position].features for position in distinct]
-            processed = BatchFeature(
-                {
-                    "video_features": features[0] if len(features) == 1 else torch.cat(features),
-                    "video_num_frames": [len(frames) for frames in features],
-                }
-            )
-            clocks = [videos[position].clock for position in distinct]
-        else:
+        processed, clocks = BatchFeature({"video_num_frames": []}), []
+        # The frames of files come before those that are encoded.
+        is_encoded = [isinstance(videos[position], _EncodedVideo) for position in distinct]
+        order = sorted(range(len(distinct)), key=lambda place: is_encoded[place])
+        indices = [order.index(place) for place in indices]
+        files = [distinct[place] for place in order if not is_encoded[place]]
+        encoded = [videos[distinct[place]] for place in order if is_encoded[place]]
+        if files:
             if kwargs.get("video_metadata") is not None:
                 metadata = flatten_metadata(kwargs["video_metadata"], len(videos))
-                kwargs["video_metadata"] = [metadata[position] for position in distinct]
+                kwargs["video_metadata"] = [metadata[position] for position in files]
             kwargs["return_metadata"] = True
-            processed = self.video_processor([videos[position] for position in distinct], **kwargs)
-            clocks = [
+            processed = self.video_processor([videos[position] for position in files], **kwargs)
+            clocks += [
                 Clock.of_part(metadata.timestamps, metadata.duration, metadata.start, metadata.end)
                 for metadata in processed["video_metadata"]
             ]
+        if encoded:
+            features = [video.features for video in encoded]
+            processed["video_features"] = features[0] if len(features) == 1 else torch.cat(features)
+            clocks += [video.clock for video in encoded]
+            numbers = [*map(int, processed["video_num_frames"]), *map(len, features)]
+            processed["video_num_frames"] = torch.tensor(numbers) if files else numbers
         processed["video_indices"] = indices
         replacements = [
             self.replace_video_token(processed, index, words=self._words_behind_frames(cues, clocks[index], position))
@@ -560,8 +573,8 @@ def _is_empty(visuals) -> bool:
 
 
 def _flatten_videos(videos) -> list:
-    encoded = isinstance(videos, list) and all(isinstance(video, _EncodedVideo) for video in videos)
-    return videos if encoded else flatten_videos(videos)
+    with_features = isinstance(videos, list) and any(isinstance(video, _EncodedVideo) for video in videos)
+    return videos if with_features else flatten_videos(videos)
 
 
 def _video_identity(video):

@@ -26,23 +26,18 @@ from .video_groups_llama_vid import (
     plan_runs,
 )
 from .video_sampling_llama_vid import Timeline, choose_frames, keyframes_before, seconds_between
-from .video_sources_llama_vid import local_source, source_name
+from .video_sources_llama_vid import DamagedVideoError, local_source, size_and_time, source_name, unchanged
 from .video_torchcodec_llama_vid import torchcodec_frames
 
 logger = logging.get_logger(__name__)
 
 # A file that ends this much before what its header promises, or whose decoder does, has been cut off or damaged.
 MISSING_SECONDS = 1
+# Of a frame: twice those of 8K. A header that claims more would make the decoder take gigabytes.
+MAX_PIXELS = 8192 * 8192
 
 BACKENDS = ("pyav", "torchcodec")
 ON_ERROR = ("raise", "keep")
-
-
-class DamagedVideoError(ValueError):
-    """A file that can be read up to some place, and not from there on. Its argument says which, and what is wrong."""
-
-    def __str__(self) -> str:
-        return f'{self.args[0]} The video processor takes what comes before that with on_error="keep".'
 
 
 @dataclass
@@ -112,15 +107,19 @@ def open_file(
     Raises:
         FileNotFoundError: No such file.
         ImportError: torchcodec was asked for and does not load.
-        ValueError: Not a readable, complete video; `frames` of the clip raises it too, where decoding fails.
+        ValueError: Not a readable, complete video, or frames of more than `MAX_PIXELS`; `frames` of the clip raises it
+            too, where decoding fails, or in the end, if the file has changed meanwhile.
     """
     for argument, value, possible in (("video_backend", video_backend, BACKENDS), ("on_error", on_error, ON_ERROR)):
         if value not in possible:
             raise ValueError(f"{argument} must be one of {', '.join(possible)}, got {value!r}.")
     name = source_name(video)
     with local_source(video) as source:
+        before = size_and_time(source)
         with open_container(source, name) as container:
-            timeline, index = read_timeline(container, name, on_error)
+            timeline, index, damage = read_timeline(container, name)
+        if damage is not None and on_error == "raise":
+            raise damage
         with open_container(source, name) as container:
             first_pts, first = next(decode(container, timeline, name))
         # A file cut out of a stream begins with packets that nothing can be decoded from: they are not on screen.
@@ -144,13 +143,14 @@ def open_file(
             end=rule.get("end"),
         )
         instants = timeline.pts[indices].tolist()
+        threads = threads or available_threads()
         if video_backend == "torchcodec":
-            frames = torchcodec_frames(source, name, timeline, instants, prepare)
+            frames = torchcodec_frames(source, name, timeline, instants, prepare, threads)
         else:
-            threads = threads or available_threads()
             frames = wanted_frames(source, name, timeline, index, instants, first, prepare, keyframes_only, threads)
+        frames = unchanged(frames, source, name, before)
         if on_error == "keep":
-            frames = before_damage(frames, name)
+            frames = before_damage(frames, instants, damage)
         frames = in_seconds(frames, first_pts, timeline.time_base)
         with closing(frames):
             yield Clip(metadata, frames)
@@ -165,18 +165,25 @@ def in_seconds(
             yield image, float((pts - first_pts) * time_base)
 
 
-def before_damage(frames: Generator[tuple[int, torch.Tensor]], name: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """What can be read, and a warning where it ends early."""
-    kept = 0
+def before_damage(
+    frames: Generator[tuple[int, torch.Tensor]], instants: Sequence[int], damage: DamagedVideoError | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """What can be read, and then a warning if that is not all, for which `damage` may be a reason that is known."""
+    kept, complete = 0, True
     with closing(frames):
         try:
-            for frame in frames:
-                yield frame
-                kept += 1
+            for frame, instant in zip(frames, instants, strict=True):
+                # Some decoders do not give their last frames where half a packet follows, and say nothing.
+                complete = complete and (damage is None or frame[0] == instant)
+                if complete:
+                    yield frame
+                    kept += 1
         except DamagedVideoError as error:
-            if not kept:
-                raise
-            logger.warning(f"{error.args[0]} {kept} frames from before that are kept.")
+            damage = damage or error
+    if damage is not None:
+        if not kept:
+            raise ValueError(f"{damage.args[0]} No frame from before that was asked for.") from damage
+        logger.warning(f"{damage.args[0]} {kept} frames from before that are kept.")
 
 
 def wanted_frames(
@@ -235,7 +242,8 @@ def open_container(source: str | bytes, name: str) -> av.container.InputContaine
         return av.open(
             io.BytesIO(source) if isinstance(source, bytes) else source,
             metadata_errors="replace",  # titles in Latin-1 are no reason to refuse a film
-            options={"protocol_whitelist": "file"},  # a playlist must not open connections
+            # A playlist must not open connections. The limit holds for the frames that tell what kind of video it is.
+            options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
         )
     except av.FFmpegError as error:
         raise ValueError(
@@ -245,7 +253,10 @@ def open_container(source: str | bytes, name: str) -> av.container.InputContaine
 
 
 def first_video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The first video stream that is no cover picture. Raises ValueError if there is none, or no decoder for it."""
+    """
+    The first video stream that is no cover picture. Raises ValueError if there is none, no decoder for it, or if its
+    frames are larger than `MAX_PIXELS`.
+    """
     if container.format.name == "tty":  # what FFmpeg takes .txt and .nfo files for
         raise ValueError(f"{name} is not a video: FFmpeg would show its text as on a terminal. Pass a video file.")
     for stream in container.streams.video:
@@ -253,6 +264,13 @@ def first_video_stream(container: av.container.InputContainer, name: str) -> av.
             continue
         if stream.codec_context is None:
             raise ValueError(f"{name} holds a video that this build of FFmpeg cannot decode. Convert it to H.264.")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{name} claims frames of {width} x {height} pixels, more than {MAX_PIXELS}: its header is damaged, or "
+                "it has to be scaled down (ffmpeg -i … -vf scale=1280:-2 …)."
+            )
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change
         stream.thread_type = "AUTO"
         return stream
     kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
@@ -260,20 +278,23 @@ def first_video_stream(container: av.container.InputContainer, name: str) -> av.
 
 
 def read_timeline(
-    container: av.container.InputContainer, name: str, on_error: str = "raise"
-) -> tuple[Timeline, PacketIndex]:
+    container: av.container.InputContainer, name: str
+) -> tuple[Timeline, PacketIndex, DamagedVideoError | None]:
     """
     Read all packets, decoding none: exact times, and where decoding may start, at the cost of reading the file.
 
     Where timestamps are missing (a raw H.264 stream), frames are numbered and shown at the average rate.
 
+    Returns:
+        `tuple[Timeline, PacketIndex, DamagedVideoError | None]`: The timeline of what can be read, all packets, and
+        what is wrong if the file is damaged, or has fewer frames than its header promises.
+
     Raises:
-        ValueError: No video or no frames; a damaged file, or fewer frames than the header promises, unless `on_error`
-            is `"keep"`.
+        ValueError: No video, or no frames.
     """
     stream = first_video_stream(container, name)
     pts, durations, timed = array("q"), array("q"), True
-    index = PacketIndex(stream)
+    index, last_is_cut, damage = PacketIndex(stream), False, None
     packets, ends = 0, {}  # ends: where each stream, sound included, ends, in its own ticks
     try:
         for packet in container.demux():
@@ -286,21 +307,21 @@ def read_timeline(
                 continue
             packets += 1
             index.add(packet)
+            last_is_cut = packet.is_corrupt
             if packet.is_discard:  # outside an MP4's edit list: decoded for others' sake, never shown
                 continue
             timed = timed and packet.pts is not None
             pts.append(packet.pts or 0)
             durations.append(packet.duration or 0)
     except av.FFmpegError as error:
-        damage = f"{name} cannot be read to its end: it is damaged. FFmpeg says: {error}"
-        if on_error == "raise":
-            raise DamagedVideoError(damage) from error
-        logger.warning(damage)
+        damage = DamagedVideoError(f"{name} cannot be read to its end: it is damaged. FFmpeg says: {error}")
+        damage.__cause__ = error
+    empty = f"{name} holds no video frames: it is empty or cut off. Copy or download it again."
     if not pts:
-        raise ValueError(f"{name} holds no video frames: it is empty or cut off. Copy or download it again.")
+        raise ValueError(empty) from damage
     if not timed:
         rate = stream.average_rate or Fraction(25)
-        return Timeline(np.arange(len(pts)), end=len(pts), time_base=1 / rate, timed=False), index
+        return Timeline(np.arange(len(pts)), end=len(pts), time_base=1 / rate, timed=False), index, damage
 
     order = np.argsort(pts, kind="stable")  # packets come in decoding order
     shown = np.asarray(pts)[order]
@@ -316,31 +337,49 @@ def read_timeline(
     else:  # MKV: only how long the longest stream lasts; the last frame may well have been a long one
         missing = Fraction(container.duration or 0, av.time_base) - max(t * s.time_base for s, t in ends.items())
         complete = missing <= max(MISSING_SECONDS, int(pauses.max(initial=0)) * stream.time_base)
-    if not complete:
-        damage = (
+    if damage is None and not complete:
+        damage = DamagedVideoError(
             f"{name} is cut off: it ends after {packets} frames, {seconds_between(timeline, timeline.end):.2f} s, "
             "and its header promises more. Copy or download it again, or repair it (ffmpeg -i … -c copy …)."
         )
-        if on_error == "raise":
-            raise DamagedVideoError(damage)
-        logger.warning(damage)
-    return timeline, index
+    if damage is not None:
+        if packets == 1 and last_is_cut:
+            raise ValueError(empty) from damage
+        timeline = without_gaps(timeline, index, last_is_cut)
+    return timeline, index, damage
+
+
+def without_gaps(timeline: Timeline, index: PacketIndex, last_is_cut: bool) -> Timeline:
+    """
+    Of a file that ends early, the part of which no frame is missing. Packets that are not there would be decoded after
+    the last one, hence shown after that: but maybe before other frames that are there (B-frames).
+    """
+    known = index.dts[-1] + 1
+    if last_is_cut:  # half a packet is as good as none
+        known = min(known, index.pts[-1])
+    count = max(1, int(np.searchsorted(timeline.pts, known)))
+    return timeline if count == len(timeline.pts) else replace(timeline, pts=timeline.pts[:count], end=known)
 
 
 def decode(
     container: av.container.InputContainer, timeline: Timeline, name: str
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode all frames in the order they are shown: (pts in `timeline`'s ticks, frame). Raises ValueError."""
-    last = None
+    stream, last = first_video_stream(container, name), None
     try:
-        for number, frame in enumerate(container.decode(first_video_stream(container, name))):
+        for number, frame in enumerate(container.decode(stream)):
             pts = frame.pts if timeline.timed else int(timeline.pts[min(number, len(timeline.pts) - 1)])
             if pts is not None:  # one without a time cannot be placed
                 last = pts
                 yield pts, frame
     except av.FFmpegError as error:
-        where = "at its first frame" if last is None else f"{seconds_between(timeline, last):.2f} s after its start"
-        raise DamagedVideoError(f"{name} is damaged: decoding failed {where}. FFmpeg says: {error}") from error
+        reason = f"FFmpeg says: {error}"
+        if isinstance(error, av.ArgumentError) and not stream.codec_context.width:  # it refused a size
+            reason = f"A frame claims more than {MAX_PIXELS} pixels."
+        if last is None:
+            raise ValueError(f"{name} is damaged: decoding failed at its first frame. {reason}") from error
+        where = f"{seconds_between(timeline, last):.2f} s after its start"
+        raise DamagedVideoError(f"{name} is damaged: decoding failed {where}. {reason}") from error
     if last is None:
         raise ValueError(f"{name} holds no frame that can be decoded: it is damaged or cut off.")
     if (int(timeline.pts[-1]) - last) * timeline.time_base > MISSING_SECONDS:

@@ -100,10 +100,12 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             whole video. Frames in memory need `video_metadata` with their `fps` or `times` for it.
         keyframes_only (`bool`, *optional*, defaults to `False`): For very long files: looks at the last keyframe until
             each sampling instant, at its own time, which may be seconds earlier. Frames in memory are all keyframes.
-        video_backend (`str`, *optional*, defaults to `"pyav"`): Who decodes files. `"torchcodec"` gives the same
-            frames, where it is installed and finds FFmpeg's libraries, which it does not bring along.
+        video_backend (`str`, *optional*, defaults to `"pyav"`): Who decodes files. `"torchcodec"`, where it is
+            installed and finds FFmpeg's libraries, which it does not bring along, gives the same frames: bit for bit
+            of 8-bit progressive video, with other chroma of 10 bits or interlaced video. Files whose frames it does
+            not find by their times (AVI, raw streams, MPEG-TS that starts late) are errors.
         on_error (`str`, *optional*, defaults to `"raise"`): `"keep"` takes what comes before the place where a file is
-            damaged or cut off, with a warning.
+            damaged or cut off, with a warning; a file of which nothing can be read is an error all the same.
         size (`dict`, *optional*, defaults to `{"shortest_edge": 224}`): Size to resize to.
         crop_size (`dict`, *optional*, defaults to 224 x 224): What is cropped from the centre.
 
@@ -159,7 +161,8 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
 
         Raises:
             FileNotFoundError: A file does not exist.
-            ValueError: A video that cannot be read to its end, arguments that make no sense, NaN in an array.
+            ValueError: A video that cannot be read to its end, changes meanwhile or has frames of an absurd size; an
+                `fps` that asks for absurdly many; arguments that make no sense; NaN in an array.
             TypeError: Something that is no video.
         """
         settings = self._settings(kwargs)

@@ -13,6 +13,9 @@ logger = logging.get_logger(__name__)
 
 # Of lists of times: frames at whole microseconds, at 24 or at 30000/1001 a second all lie on ticks.
 TICKS_PER_SECOND = 3_000_000
+# Frames that `fps` may ask for beyond those that a video has: at 1 fps, a slide that stays for eleven days. Where it is
+# more, a timestamp is damaged, or `fps` is a mistake.
+MAX_REPEATED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def choose_frames(
         `list[int]`: Positions in `timeline.pts`, ascending, at least one.
 
     Raises:
-        ValueError: `num_frames` exceeds the number of frames, or there is nothing from `start` to `end`.
+        ValueError: `num_frames` exceeds the number of frames, there is nothing from `start` to `end`, or `fps` asks for
+            more than `MAX_REPEATED` frames beyond those that there are.
     """
     timeline, skipped = part_of(timeline, start, end, name)
     count = len(timeline.pts)
@@ -154,8 +158,15 @@ def choose_frames(
         step, wanted = Fraction(timeline.duration, num_frames), num_frames
     else:
         step = 1 / (exact_rate(fps) * timeline.time_base)  # ticks from one instant to the next
-        margin = min(step, timeline.frame_duration) / 2
+        margin = min(step, Fraction(timeline.frame_duration)) / 2
         wanted = max(1, math.floor((timeline.duration - margin) / step) + 1)
+
+    if min(wanted, max_frames or wanted) > count + MAX_REPEATED:
+        raise ValueError(
+            f"fps={fps} asks for over {MAX_REPEATED} frames more than the {count} that {name} has in "
+            f"{seconds_between(timeline, timeline.end):.6g} s: fps is too high, or the timestamps are damaged. Pass "
+            "num_frames, max_frames or an earlier end."
+        )
 
     kept = range(wanted)
     if max_frames is not None and wanted > max_frames:

@@ -8,14 +8,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 URL_TIMEOUT = 30.0  # seconds without any data
 URL_MAX_SECONDS = 1800.0  # for the whole download
 URL_MAX_BYTES = 2 * 1024**3
+
+
+class DamagedVideoError(ValueError):
+    """A file that can be read up to some place, and not from there on. Its argument says which, and what is wrong."""
+
+    def __str__(self) -> str:
+        return f'{self.args[0]} The video processor takes what comes before that with on_error="keep".'
 
 
 def source_name(video: Any) -> str:
@@ -54,6 +61,32 @@ def local_source(video: str | os.PathLike | bytes) -> Iterator[str | bytes]:
             raise ValueError(f"{name} is an empty file, not a video. Copy or download it again.")
         # Absolute, because FFmpeg would take the `a:` of a relative name for a protocol.
         yield str(path.absolute())
+
+
+def size_and_time(source: str | bytes) -> tuple[int, int] | None:
+    """What tells whether a file is still as it was: bytes, and ns of its last change. None if it is gone, or bytes."""
+    try:
+        status = None if isinstance(source, bytes) else os.stat(source)
+    except FileNotFoundError:
+        status = None
+    return status and (status.st_size, status.st_mtime_ns)
+
+
+def unchanged(frames: Generator, source: str | bytes, name: str, before: tuple[int, int] | None) -> Iterator:
+    """
+    The frames. What was noted of a file's packets says nothing of another file's: raises ValueError in the end, or
+    instead of what is wrong with a frame, if `size_and_time` is not as `before`.
+    """
+    changed = f"{name} changed while it was read: read it again when it is complete, or pass a copy."
+    with closing(frames):
+        try:
+            yield from frames
+        except ValueError as error:
+            if size_and_time(source) != before:
+                raise ValueError(changed) from error
+            raise
+    if size_and_time(source) != before:
+        raise ValueError(changed)
 
 
 def download(url: str, path: str) -> None:

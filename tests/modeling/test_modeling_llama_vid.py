@@ -511,7 +511,15 @@ BAD_INPUTS = {
     ),
     "pixels and features": (
         lambda b: {**b, "video_features": torch.zeros(3, 17, 40)},
-        "exactly one of `pixel_values_videos` and `video_features`",
+        r"`video_num_frames=\[3\]` adds up to 3, but 6 frames were given",
+    ),
+    "features of other rows than the pixels": (
+        lambda b: {**b, "video_features": torch.zeros(3, 16, 40)},
+        "`video_features` have 16 rows, what stands beside them as pixels has 17",
+    ),
+    "neither pixels nor features": (
+        lambda b: {**without(b, "pixel_values_videos"), "video_features": None},
+        "The prompt has .* `<video>` tokens, but no video was given",
     ),
     "pixels of one channel": (
         lambda b: {**b, "pixel_values_videos": torch.zeros(3, 1, 56, 56)},

@@ -67,7 +67,7 @@ def processor() -> LlamaVidProcessor:
         ({"text": "what", "audio": np.zeros(9)}, "`audio` was given, but LLaMA-VID takes images, videos and text"),
         (
             {"text": "<video>", "videos": SHORT, "video_features": [FEATURES]},
-            "Both `videos` and `video_features` were given: pass one of them",
+            "1 `videos` were given, and `video_features` is `None` for 0 placeholders: leave `videos` out, or write",
         ),
         ({"text": "<video>", "video_features": [FEATURES[0]]}, r"tensors of shape \(num_frames.*got \(17, 24\)"),
         ({"text": "<video>", "video_features": [FEATURES[:0]]}, r"tensors of shape \(num_frames.*got \(0, 17, 24\)"),
@@ -128,8 +128,11 @@ def test_files_that_are_no_images(processor, tmp_path):
             "Unknown content type 'audio' in a message: use text, image or",
         ),
         ([user({"text": "one"})], "Unknown content type None in a message"),
-        ([user(video(FEATURES, "features"), video(), "one")], "1 of 2 videos come as `features`, the others as files"),
-        ([user({**video(), "features": FEATURES}, "one")], "Both `videos` and `video_features` were given"),
+        (
+            [user({**video(), "features": FEATURES}, "one")],
+            "1 `videos` were given, and `video_features` is `None` for 0",
+        ),
+        ([user({"type": "video"}, video(FEATURES, "features"), "one")], "0 `videos` were given, .* `None` for 1"),
     ],
 )
 def test_bad_messages(processor, conversation, message):

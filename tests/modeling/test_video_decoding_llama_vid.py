@@ -117,6 +117,36 @@ def test_max_frames_thins_evenly_and_says_so(caplog):
     assert choose_frames(timeline, num_frames=10, max_frames=5) == [0, 50, 100, 150, 200]
 
 
+def test_more_frames_than_anyone_can_want():
+    timeline = steady(100, 25)
+    for fps in (1e6, 1e9, 1e300):
+        with pytest.raises(ValueError, match=r"fps=1e\+?\d+|fps=1000000"):
+            choose_frames(timeline, fps=fps, name="clip.mp4")
+        assert choose_frames(timeline, fps=fps, max_frames=4) == [0, 25, 50, 75]
+    message = (
+        r"fps=1000000000\.0 asks for over 1000000 frames more than the 100 that clip\.mp4 has in 4 s: fps is too high"
+    )
+    with pytest.raises(ValueError, match=message):
+        choose_frames(timeline, fps=1e9, name="clip.mp4")
+    assert choose_frames(timeline, fps=5e-324) == [0]
+
+    # An hour, then a frame that is damaged, or the year 33658.
+    stamps = np.append(steady(90000, 25).pts, 90000 * 10**12)
+    damaged = Timeline(stamps, end=int(stamps[-1]) + 3600, time_base=Fraction(1, 90000))
+    with pytest.raises(
+        ValueError, match=r"the 90001 that the video has in 1e\+12 s.* num_frames, max_frames or an earlier"
+    ):
+        choose_frames(damaged, fps=1)
+    assert choose_frames(damaged, fps=1, max_frames=4) == [0, 89999, 89999, 89999]
+    assert choose_frames(damaged, num_frames=2) == [0, 89999]
+    assert len(choose_frames(damaged)) == 90001
+    assert choose_frames(damaged, fps=1, end=3600) == list(range(0, 90000, 25))
+
+    # A frame that is there is never too many.
+    long = Timeline(np.arange(3_000_000), end=3_000_000, time_base=Fraction(1, 25))
+    assert len(choose_frames(long, fps=25)) == 3_000_000
+
+
 def test_part_of_a_video():
     timeline = steady(100, 25, start=7200)
     assert choose_frames(timeline, fps=1, start=1) == [25, 50, 75]

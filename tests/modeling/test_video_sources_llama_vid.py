@@ -1,0 +1,125 @@
+# Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
+"""Files that change while they are read."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small_videos import encode, pictures, read
+
+from llama_vid.modeling import LlamaVidVideoProcessor
+from llama_vid.modeling.video_decoding_llama_vid import open_file
+
+CODECS = {"clip.mp4": {"g": 20}, "clip.mkv": {"g": 20}, "mpeg4.mp4": {"codec": "mpeg4", "bf": 2}, "clip.ts": {"g": 20}}
+
+
+def film(path: Path, seconds: int = 8) -> Path:
+    return encode(path, pictures(25 * seconds), **CODECS[path.name])
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(1000))
+
+
+def replace(path: Path) -> None:
+    """By another film, under the same name."""
+    new = path.with_suffix(".new")
+    new.write_bytes(encode(path.with_name(f"other_{path.name}"), reversed(list(pictures(100)))).read_bytes())
+    os.replace(new, path)
+
+
+def overwrite(path: Path) -> None:
+    """In place, and by as many bytes."""
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-2000] + content[-3000:-1000])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+
+
+def grow_at_once(path: Path) -> None:
+    """So soon after the last change that its time is the same."""
+    status = path.stat()
+    grow(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = [truncate, grow, grow_at_once, replace, overwrite, os.remove]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "mpeg4.mp4"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("frames_before", [0, 3])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_change_is_an_error(tmp_path, name, change, frames_before, threads):
+    path = film(tmp_path / name)
+    for on_error in ("raise", "keep"):
+        content = path.read_bytes()
+        with open_file(path, {"fps": 5}, on_error=on_error, threads=threads) as clip:
+            for _ in range(frames_before):
+                next(clip.frames)
+            change(path)
+            with pytest.raises(
+                ValueError, match=rf"{name} changed while it was read: read it again when it is complete"
+            ):
+                list(clip.frames)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_an_error_of_the_processor_too(tmp_path, change):
+    path = film(tmp_path / "clip.mp4")
+    processor = LlamaVidVideoProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    with processor.open(path, chunk_size=2) as reader:
+        next(reader.chunks)
+        change(path)
+        with pytest.raises(ValueError, match=r"clip\.mp4 changed while it was read"):
+            list(reader.chunks)
+
+
+def test_a_change_during_preprocess(tmp_path, monkeypatch):
+    path = film(tmp_path / "clip.mp4")
+    crop = LlamaVidVideoProcessor.center_crop
+
+    def crop_and_change(*args):
+        grow(path)
+        return crop(*args)
+
+    monkeypatch.setattr(LlamaVidVideoProcessor, "center_crop", crop_and_change)
+    with pytest.raises(ValueError, match=r"clip\.mp4 changed while it was read"):
+        LlamaVidVideoProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})(path)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "keep"])
+def test_a_recording_that_goes_on(tmp_path, on_error):
+    """What is there is read as long as nothing is added to it meanwhile."""
+    content = film(tmp_path / "clip.ts").read_bytes()
+    path = tmp_path / "recording.ts"
+    path.write_bytes(content[: 188 * (len(content) // 188 // 2)])
+    assert len(read(path)[0]) >= 3
+    with open_file(path, {"fps": 1}, on_error=on_error) as clip:
+        next(clip.frames)
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"recording\.ts changed while it was read"):
+            list(clip.frames)
+    assert len(read(path)[0]) == 8
+
+
+def test_what_is_not_read_to_its_end_may_change(tmp_path):
+    path = film(tmp_path / "clip.mp4")
+    with open_file(path, {"fps": 1}) as clip:
+        assert next(clip.frames)[1] == 0
+        truncate(path)
+
+
+def test_bytes_and_files_that_stay_as_they_are(tmp_path):
+    path = film(tmp_path / "clip.mp4")
+    expected, _, _ = read(path)
+    with open_file(path.read_bytes(), {"fps": 1}) as clip:
+        truncate(path)
+        images = [image for image, _ in clip.frames]
+    assert all(torch.equal(*pair) for pair in zip(images, expected, strict=True))
