@@ -21,8 +21,6 @@ from llama_vid.modeling.video_sources_llama_vid import local_source
 # An untrained checkpoint inside the package: every part is real and small, its answers mean nothing.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
 
-PREFILL_CHUNK_SIZE = 4096
-
 
 @dataclass
 class Answer:
@@ -165,6 +163,7 @@ class LlamaVidSession:
                 features[len(times) : len(times) + len(encoded)] = encoded
                 times += seconds.tolist()
                 progress.update(len(seconds))
+                del pixels, encoded  # they would stay while the next chunk is made
         return features[: len(times)], times
 
     def reset(self) -> None:
@@ -204,7 +203,7 @@ class LlamaVidSession:
         inputs = inputs.to(self.model.device)
         prompt_length = inputs["input_ids"].shape[1]
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        cache = self.model.prefill(**inputs, video_features=features, chunk_size=PREFILL_CHUNK_SIZE)
+        cache = self.model.prefill(**inputs, video_features=features)
         output_ids = self.model.generate(
             **prompt,
             streamer=streamer,
