@@ -17,6 +17,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 from llama_vid.composition import build_processor
 from llama_vid.data.clips import write_clip
 from llama_vid.data.collator import IGNORED, BadSampleError, LlamaVidDataCollator
+from llama_vid.features import extract_features
 from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.session import TINY_CHECKPOINT
@@ -156,6 +157,24 @@ def test_a_batch_is_its_samples(processor, clip, picture):
         number = int((single["labels"] != IGNORED).sum())
         alone, tokens = alone + model(**single, use_cache=False).loss * number, tokens + number
     torch.testing.assert_close(loss, alone / tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_features_and_files_in_a_batch(processor, clip, picture, tmp_path):
+    """Stage 3 mixes films whose features were extracted with clips and images."""
+    model = LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT).eval()
+    film = write_clip(tmp_path / "film.mp4", pictures(20), fps=4)
+    path = str(extract_features(film, tmp_path / "features", model=TINY_CHECKPOINT).written[0])
+    question = "Who speaks?"
+    kept = {"messages": [user({"type": "video", "features": path}, question), assistant("Nobody.")]}
+    decoded = {"messages": [user({"type": "video", "path": str(film)}, question), assistant("Nobody.")]}
+    collator, chats = LlamaVidDataCollator(processor), samples(clip, picture)
+    mixed, plain = (collator([first, *chats]) for first in (kept, decoded))
+    assert mixed["video_num_frames"].tolist() == [3, 5]  # the clip, then the film
+    assert mixed["video_indices"].tolist() == [1, 0, 0]
+    assert mixed["video_features"].shape[0] == 5
+    with torch.no_grad():
+        found, expected = (model(**batch, use_cache=False) for batch in (mixed, plain))
+    torch.testing.assert_close(found.loss, expected.loss, atol=2e-4, rtol=1e-4)
 
 
 def word_tokenizer(number: int) -> PreTrainedTokenizerFast:

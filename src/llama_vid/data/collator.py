@@ -11,6 +11,7 @@ import transformers
 from packaging.version import Version
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llama_vid.data.records import to_messages
 from llama_vid.modeling import LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.modeling.messages_llama_vid import normalize_messages
@@ -21,6 +22,10 @@ IGNORED = -100
 
 # A share of bad samples says little before so many have been seen.
 SEEN_BEFORE_CAP = 100
+
+
+# Fields by which people find a sample.
+NAMES = ("id", "source", "video", "image")
 
 
 class BadSampleError(ValueError):
@@ -84,7 +89,7 @@ class LlamaVidDataCollator:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            examples (`Sequence[dict]`): Records with `messages`; other keys are for people to find a sample by.
+            examples (`Sequence[dict]`): Records with `messages`, or rows of `load_mixture`.
 
         Returns:
             `dict` of `input_ids`, `attention_mask` and `labels`, each `(batch_size, sequence_length)`, padded on the
@@ -119,7 +124,6 @@ class LlamaVidDataCollator:
     def _batch(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
         if not examples:
             return None
-        conversations = [normalize_messages(example["messages"]) for example in examples]
         texts = {
             "padding": True,
             "padding_side": "right",
@@ -131,6 +135,7 @@ class LlamaVidDataCollator:
         since_5_23 = Version(transformers.__version__) >= Version("5.23")
         (options if since_5_23 else texts)["return_text_replacement_offsets"] = True
         try:
+            conversations = [normalize_messages(to_messages(example)) for example in examples]
             batch = self.processor.apply_chat_template(
                 conversations,
                 chat_template=self.chat_template,
@@ -212,9 +217,6 @@ def _tokens_of(spans: Iterable[tuple[int, int]], offsets: torch.Tensor) -> torch
 
 
 def _name(examples: Sequence[dict[str, Any]]) -> str:
-    """What messages call samples: by whatever short fields they have beside their messages."""
-    fields = [
-        ", ".join(f"{key}={value!r}" for key, value in example.items() if isinstance(value, str | int))
-        for example in examples
-    ]
+    """What messages call samples: by where they are from, else by their beginning."""
+    fields = [", ".join(f"{key}={value!r}" for key, value in example.items() if key in NAMES) for example in examples]
     return f"The sample {'; '.join(filter(None, fields)) or str(examples[0]['messages'])[:200]}"

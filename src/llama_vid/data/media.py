@@ -1,0 +1,127 @@
+"""The files of a data set: from names in its records to parts of messages, within the folders that are theirs."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+@dataclass(frozen=True)
+class Media:
+    """
+    Where a data set's files lie. Data sets are other people's: a relative name must not leave its folder by `..`, and
+    an absolute one is taken only where no root is given for it. http(s) URLs stay as they are. Nothing is opened here;
+    whether the files exist is for the collator to find out, or for [`check_media`].
+
+    Args:
+        folder (`Path`, *optional*): The data file's folder, for relative names where there is no root.
+        root (`str` or `PathLike`, *optional*): The folder of images and videos.
+        features_root (`str` or `PathLike`, *optional*):
+            The folder in which `llama-vid features` wrote each video as `<stem>.safetensors`: instead of videos.
+        subtitles_root (`str` or `PathLike`, *optional*): The folder of subtitles, `<stem>.srt` or `<stem>.vtt`.
+    """
+
+    folder: Path | None = None
+    root: str | os.PathLike | None = None
+    features_root: str | os.PathLike | None = None
+    subtitles_root: str | os.PathLike | None = None
+
+    def path(self, name: str, root: str | os.PathLike | None = None) -> str:
+        """
+        Where a file lies: `name` in `root`, else in `self.root`, else in the data file's folder.
+
+        Raises:
+            ValueError: `name` is no text, is absolute although there is a root, or leads out of the folder.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a file is expected, found {name!r}.")
+        if _is_url(name):
+            return name
+        root = self.root if root is None else root
+        if os.path.isabs(name):
+            if root is not None:
+                raise ValueError(f"{name!r} is absolute, but files lie in the root {root}: pass no root to allow it.")
+            return name
+        base = self.folder if root is None else root
+        if base is None:
+            raise ValueError(f"{name!r} is relative, and there is no data file beside it: pass `root`.")
+        name = os.path.normpath(name)
+        if ".." in Path(name).parts:
+            raise ValueError(f"{name!r} leads out of the folder {base}: pass a `root` that holds all files.")
+        return os.path.join(base, name)
+
+    def part(self, kind: str, value: Any) -> dict[str, Any]:
+        """
+        The part of a message for an image or a video.
+
+        Args:
+            kind (`str`): `image` or `video`.
+            value (`str`, `bytes` or `dict`): A name, a file's content, or both as `datasets` stores them, `{"bytes",
+                "path"}`, where the content counts if there is any.
+
+        Raises:
+            ValueError: as [`~Media.path`].
+        """
+        if isinstance(value, dict):
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, bytes):
+            return {"type": kind, kind: value}
+        return {"type": "image", "path": self.path(value)} if kind == "image" else self.video(value)
+
+    def video(self, name: str) -> dict[str, Any]:
+        """A video by its name: as features if there is a folder of them, or the name is that of such a file."""
+        if isinstance(name, str) and name.endswith(".safetensors"):
+            return {"type": "video", "features": self.path(name, self.features_root)}
+        path = self.path(name)
+        if self.features_root is None:
+            return {"type": "video", "path": path}
+        return {"type": "video", "features": self.path(f"{_stem(name)}.safetensors", self.features_root)}
+
+    def film(self, name: str) -> dict[str, Any]:
+        """As [`~Media.video`], with its subtitles if there are any: without a folder of them, beside the video."""
+        root = self.features_root if self.subtitles_root is None else self.subtitles_root
+        stem = PurePosixPath(name).with_suffix("") if root is None else _stem(name)
+        files = (self.path(f"{stem}{suffix}", root) for suffix in (".srt", ".vtt"))
+        subtitles = next(filter(os.path.isfile, files), None)
+        return self.video(name) if subtitles is None else {**self.video(name), "subtitles": subtitles}
+
+    def with_suffix(self, name: str) -> str:
+        """A video's file name from its id: with the suffix of the file that is there, `.mp4` if there is none."""
+        path = self.path(name)
+        if PurePosixPath(name).suffix or os.path.exists(path):  # also a folder of frames
+            return name
+        return name + next((suffix for suffix in VIDEO_SUFFIXES if os.path.isfile(path + suffix)), ".mp4")
+
+
+def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
+    """
+    Find out which files of a data set are missing, before a training does.
+
+    Args:
+        records (`Iterable[dict]`): Of [`read_records`] or [`load_mixture`].
+
+    Returns:
+        `list[str]`: Paths of images, videos, features and subtitles that do not exist, each once, in the records'
+        order.
+    """
+    paths = {}
+    for record in records:
+        messages = record["messages"]
+        messages = json.loads(messages) if isinstance(messages, str) else messages
+        parts = [part for message in messages for part in message["content"]]
+        named = [part.get(key) for part in parts for key in ("path", "features", "subtitles")]
+        paths |= dict.fromkeys(path for path in named if isinstance(path, str) and not _is_url(path))
+    return [path for path in paths if not os.path.exists(path)]
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _is_url(name: str) -> bool:
+    return re.match(r"https?://", name, re.IGNORECASE) is not None

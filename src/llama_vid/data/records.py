@@ -1,0 +1,107 @@
+"""
+Records as they are read, and as `datasets` stores them.
+
+A record is `{"messages": […], "source": "film.json, record 3"}`. Messages differ from record to record in what their
+parts have, and Arrow's columns have one type: they are stored as JSON, which brings back exactly what was there,
+cues of subtitles included. What JSON cannot hold, the content of images and videos, stands beside them in a column of
+bytes, never decoded and encoded again.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+
+def make_record(source: str, read: Callable[[], list[dict]]) -> dict[str, Any]:
+    """A record of the messages that `read` returns. Its `ValueError` is raised with `source` in front."""
+    try:
+        return {"messages": read(), "source": source}
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def to_row(record: dict[str, Any]) -> dict[str, Any]:
+    """
+    A record as it is stored.
+
+    Args:
+        record (`dict`): `messages`, whose images and videos may be `bytes`, and `source`.
+
+    Returns:
+        `dict` of `messages` (JSON; a part's `attachment` is a place in the next column), `attachments` (`list[bytes]`)
+        and `source`, as [`row_features`] says.
+    """
+    attachments, places = [], {}
+
+    def stored(part: dict) -> dict:
+        content = part.get(part["type"])
+        if not isinstance(content, bytes):
+            return part
+        if id(content) not in places:  # a visual of several turns is stored once
+            places[id(content)] = len(attachments)
+            attachments.append(content)
+        return {
+            **{key: value for key, value in part.items() if value is not content},
+            "attachment": places[id(content)],
+        }
+
+    messages = [
+        {"role": message["role"], "content": [stored(part) for part in message["content"]]}
+        for message in record["messages"]
+    ]
+    return {
+        "messages": json.dumps(messages, ensure_ascii=False),
+        "attachments": attachments,
+        "source": record["source"],
+    }
+
+
+def to_messages(row: dict[str, Any]) -> list[dict]:
+    """
+    The messages of a stored row, or of a record; what the collator calls.
+
+    Returns:
+        `list[dict]`: Chat messages. Attached images are RGB `PIL.Image.Image`, upright as transformers loads files, and
+        attached videos `bytes`; one that several turns show is one object, by which the processor knows it.
+
+    Raises:
+        ValueError: an attached image that cannot be read.
+    """
+    if not isinstance(row["messages"], str):
+        return row["messages"]
+    messages, opened = json.loads(row["messages"]), {}
+    for message in messages:
+        for part in message["content"]:
+            if "attachment" in part:
+                place = part.pop("attachment")
+                if place not in opened:
+                    content = row["attachments"][place]
+                    opened[place] = _open_image(content, place) if part["type"] == "image" else content
+                part[part["type"]] = opened[place]
+    return messages
+
+
+def row_features() -> "Features":
+    """The columns of stored rows, the same for every data set."""
+    from datasets import Features, List, Value
+
+    # The large types, because the others end at 2 GB for a batch of rows.
+    return Features(
+        {"messages": Value("large_string"), "attachments": List(Value("large_binary")), "source": Value("string")}
+    )
+
+
+def _open_image(content: bytes, place: int):
+    from PIL import Image
+    from transformers.image_utils import load_image
+
+    try:
+        return load_image(Image.open(io.BytesIO(content)))
+    except OSError as error:
+        raise ValueError(
+            f"attached image {place} cannot be read ({len(content)} bytes): repair it or leave the record out."
+        ) from error

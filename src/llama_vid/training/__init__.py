@@ -1,0 +1,1 @@
+"""Training in three stages with TRL and PEFT."""

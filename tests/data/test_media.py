@@ -1,0 +1,88 @@
+"""Names in data sets: which files they mean, and which they must not."""
+
+from pathlib import Path
+
+import pytest
+
+from llama_vid.data.media import Media, check_media
+
+
+def test_names_are_relative_to_the_root_or_the_data_file():
+    assert Media(Path("data")).path("a/b.jpg") == "data/a/b.jpg"
+    assert Media(Path("data"), "media").path("./a//../b.jpg") == "media/b.jpg"
+    assert Media(Path("data"), "media").path("b.srt", "words") == "words/b.srt"
+    assert Media(root="media").path("HTTPS://example.org/../b.jpg") == "HTTPS://example.org/../b.jpg"
+
+
+def test_absolute_names_need_to_be_allowed():
+    assert Media(Path("data")).path("/films/b.mp4") == "/films/b.mp4"
+    with pytest.raises(ValueError, match=r"'/films/b\.mp4' is absolute, but files lie in the root media: pass no root"):
+        Media(Path("data"), "media").path("/films/b.mp4")
+
+
+@pytest.mark.parametrize("name", ["..", "../b.jpg", "a/../../b.jpg"])
+def test_names_stay_in_their_folder(name):
+    for media in (Media(Path("data")), Media(Path("data"), "media"), Media(Path())):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            media.path(name)
+
+
+def test_names_that_mean_nothing():
+    with pytest.raises(ValueError, match=r"'b\.jpg' is relative, and there is no data file beside it: pass `root`"):
+        Media().path("b.jpg")
+    for name in (None, "", 5):
+        with pytest.raises(ValueError, match="the name of a file is expected"):
+            Media(Path("data")).part("image", name)
+
+
+def test_parts_of_messages():
+    media = Media(Path("data"))
+    assert media.part("image", "a.jpg") == {"type": "image", "path": "data/a.jpg"}
+    assert media.part("video", {"path": "a.mp4", "bytes": None}) == {"type": "video", "path": "data/a.mp4"}
+    assert media.part("video", {"path": "a.mp4", "bytes": b"film"}) == {"type": "video", "video": b"film"}
+    assert media.part("image", b"picture") == {"type": "image", "image": b"picture"}
+
+
+def test_features_take_the_place_of_videos():
+    assert Media(Path("data")).video("x/a.safetensors") == {"type": "video", "features": "data/x/a.safetensors"}
+    media = Media(Path("data"), "media", "features")
+    assert media.video("x/a.mp4") == {"type": "video", "features": "features/a.safetensors"}
+    assert media.video("x/a.safetensors") == {"type": "video", "features": "features/x/a.safetensors"}
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        media.video("../a.mp4")
+
+
+def test_subtitles_lie_in_their_folder_or_beside_the_film(tmp_path):
+    for name in ("beside/film.srt", "words/film.vtt", "features/film.srt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    def subtitles(**roots):
+        return Media(tmp_path, **roots).film("beside/film.mp4").get("subtitles")
+
+    assert subtitles() == str(tmp_path / "beside/film.srt")
+    assert subtitles(features_root=tmp_path / "features") == str(tmp_path / "features/film.srt")
+    assert subtitles(features_root=tmp_path / "features", subtitles_root=tmp_path / "words") == str(
+        tmp_path / "words/film.vtt"
+    )
+    assert subtitles(subtitles_root=tmp_path) is None
+
+
+def test_ids_get_the_suffix_of_their_file(tmp_path):
+    (tmp_path / "a.webm").touch()
+    (tmp_path / "a.srt").touch()
+    (tmp_path / "frames").mkdir()
+    media = Media(tmp_path)
+    assert [media.with_suffix(name) for name in ("a", "b", "c.avi", "frames")] == ["a.webm", "b.mp4", "c.avi", "frames"]
+
+
+def test_missing_files_are_listed_once(tmp_path):
+    (tmp_path / "there.jpg").touch()
+    parts = [
+        {"type": "image", "path": str(tmp_path / "there.jpg")},
+        {"type": "video", "features": str(tmp_path / "b.safetensors"), "subtitles": str(tmp_path / "b.srt")},
+        {"type": "video", "path": "https://example.org/a.mp4", "subtitles": [[0, 1, "Hello."]]},
+        {"type": "image", "path": str(tmp_path / "a.jpg")},
+    ]
+    record = {"messages": [{"role": "user", "content": parts}]}
+    assert check_media([record, record]) == [str(tmp_path / name) for name in ("b.safetensors", "b.srt", "a.jpg")]
