@@ -164,12 +164,13 @@ class LlamaVidConfig(PreTrainedConfig):
     @property
     def context_length(self) -> int | None:
         """Tokens that the language model was trained for (with linear or YaRN scaling); `None` if it does not say."""
-        text_config = self.text_config.to_dict()
-        trained, rope = text_config.get("max_position_embeddings"), text_config.get("rope_parameters")
+        # Language models name these fields differently, or have none of them; configurations map the names.
+        trained = getattr(self.text_config, "max_position_embeddings", None)
+        rope = getattr(self.text_config, "rope_parameters", None)
         if trained is None or not rope or rope.get("rope_type") not in ("linear", "yarn"):
             return trained
         # YaRN's configurations may already say what it stretches to, and from where.
-        return max(trained, int(rope.get("original_max_position_embeddings", trained) * rope["factor"]))
+        return max(trained, round(rope.get("original_max_position_embeddings", trained) * rope["factor"]))
 
     def _visual_seq_length(self, grid_size: int | None) -> int:
         side = self.patch_grid_side if grid_size is None else grid_size

@@ -16,6 +16,7 @@ _LAZY = {
     "LlamaVidSession": "session",
     "ask": "session",
     "convert_checkpoint": "conversion",
+    "create_model": "composition",
     "extract_features": "features",
     "transcribe": "transcription",
 }

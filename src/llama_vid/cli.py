@@ -1,5 +1,6 @@
 """The command line: every command is a thin call of a public function."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -236,6 +237,76 @@ def convert(
         dtype=dtype,
     )
     print(report)
+
+
+@app.command()
+def create(
+    output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
+    vision_tower: Annotated[
+        str, typer.Option(help="Folder or Hub id of an InstructBLIP, CLIP, SigLIP …, or `eva_vit_g.pth`.")
+    ],
+    language_model: Annotated[str, typer.Option(help="Folder or Hub id of any causal language model.")],
+    qformer: Annotated[
+        str | None, typer.Option(help="An InstructBLIP, LAVIS' .pth of one, or a BERT; by default a new Q-Former.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The language model's tokenizer, if not beside it.")] = None,
+    qformer_tokenizer: Annotated[str | None, typer.Option(help="A BERT tokenizer's folder or Hub id.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="vicuna_v1, plain, chatml or llama3; by default the language model's own, or vicuna_v1."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt, where the language model's rotary embedding is to stretch.")
+    ] = None,
+    rope_scaling: Annotated[str, typer.Option(help="How it is stretched: linear or yarn.")] = "linear",
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; by default as stored.")] = None,
+    seed: Annotated[int, typer.Option(help="What new weights are drawn with.")] = 0,
+    config_overrides: Annotated[
+        str | None, typer.Option(help='Values of the configuration that win, as JSON: {"video_grid_size": 2}.')
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code of the tokenizers' repositories run.")
+    ] = False,
+) -> None:
+    """
+    Make a new model, to be trained, of a vision tower, a Q-Former and a language model.
+
+    Example: `llama-vid create out --vision-tower eva_vit_g.pth --qformer instruct_blip_vicuna7b_trimmed.pth
+    --language-model lmsys/vicuna-7b-v1.5`
+    """
+    from llama_vid.composition import create_model
+
+    report = create_model(
+        output,
+        vision_tower=vision_tower,
+        language_model=language_model,
+        qformer=qformer,
+        tokenizer=tokenizer,
+        qformer_tokenizer=qformer_tokenizer,
+        chat_template=chat_template,
+        context_length=context,
+        rope_scaling=rope_scaling,
+        dtype=dtype,
+        seed=seed,
+        config_overrides=None if config_overrides is None else json.loads(config_overrides),
+        trust_remote_code=trust_remote_code,
+    )
+    print(report)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="A recipe: stage, data, and any argument of TRL's SFTConfig.")],
+) -> None:
+    """
+    Train a stage as a recipe says; further arguments override it.
+
+    Example: `llama-vid train --config recipes/7b/stage2_lora.yaml --learning_rate 1e-4`
+    """
+    from llama_vid.training.sft import train as train_stage
+
+    train_stage(["--config", str(config), *context.args])
 
 
 def main() -> None:

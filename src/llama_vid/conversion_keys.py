@@ -200,15 +200,15 @@ def read_config(
         ValueError: if a switch is unknown or contradicts the weights, head counts do not divide widths, or an override
             has an unknown name.
     """
-    shapes = _Shapes(shapes)
+    shapes = Shapes(shapes)
     overrides = dict(overrides or {})
     parts = {part: dict(overrides.pop(part, {})) for part in LlamaVidConfig.sub_configs}
     has = {
         part: any(name.startswith(f"model.{part}") for name in shapes)
         for part in ("vlm_att_query", "vlm_att_ln.", "vlm_att_bert_proj.")
     }
-    qformer_config = _text_decoder_config(shapes)
-    kind, vision_config = _vision_config(shapes, image_size, vision_settings or {})
+    qformer_config = read_text_decoder_config(shapes)
+    kind, vision_config = read_vision_config(shapes, image_size, vision_settings or {})
     with_cls = kind != "clip" and qformer_config["model_type"] != "bert"
     feature = original.get("mm_vision_select_feature", "patch")
     if kind == "clip" and feature != "patch":
@@ -233,16 +233,16 @@ def read_config(
     }
     if has["vlm_att_query"]:
         values["num_query_tokens"] = shapes["model.vlm_att_query"][1]
-    _check_names("config_overrides", overrides, LlamaVidConfig().to_dict())
+    check_names("config_overrides", overrides, LlamaVidConfig().to_dict())
     for part, settings in parts.items():
         known = AutoConfig.for_model(values[part]["model_type"]).to_dict()
-        _check_names(f"config_overrides[{part!r}]", settings, known)
+        check_names(f"config_overrides[{part!r}]", settings, known)
         values[part].update(settings)
         _check_heads(part, values[part])
     return LlamaVidConfig(**{**values, **overrides})
 
 
-class _Shapes(dict):
+class Shapes(dict):
     """Shapes by name; asking for one that is not there says what the checkpoint lacks."""
 
     def __missing__(self, name: str):
@@ -278,7 +278,8 @@ def _text_config(original: Mapping, shapes: Mapping[str, tuple[int, ...]], vocab
     }
 
 
-def _text_decoder_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def read_text_decoder_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """The text decoder's configuration, as far as the shapes of the original's tensors tell it."""
     bert = "model.vlm_att_encoder.bert."
     layer = bert + "encoder.layer."
     vocab_size, width = shapes[f"{bert}embeddings.word_embeddings.weight"]
@@ -306,9 +307,13 @@ def _text_decoder_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     }
 
 
-def _vision_config(
+def read_vision_config(
     shapes: Mapping[str, tuple[int, ...]], image_size: int | None, settings: Mapping
 ) -> tuple[str, dict]:
+    """
+    The kind of a vision tower (`eva`, `instructblip` or `clip`) and its configuration, as far as the shapes of its
+    tensors tell them; `settings` win. Raises ValueError for towers of other kinds.
+    """
     names = [name.removeprefix(VISION) for name in shapes if name.startswith(VISION)]
     kind = vision_kind(names)
     if kind is None:
@@ -365,7 +370,8 @@ def _projector_num_layers(original: Mapping, shapes: Mapping[str, tuple[int, ...
     return layers
 
 
-def _check_names(where: str, given: Mapping, known: Mapping):
+def check_names(where: str, given: Mapping, known: Mapping):
+    """Raise ValueError for names in `given` that are not in `known`; `where` is the argument that has them."""
     known = set(known) - {"model_type"}
     unknown = sorted(set(given) - known)
     if unknown:
