@@ -1,7 +1,8 @@
-"""What a benchmark's result page says besides its table."""
+"""What benchmarks share: memory, and what a result page says besides its table."""
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,17 @@ def environment(device: str) -> str:
         f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held since `reset_peak_memory`. Linux tells it."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+def reset_peak_memory() -> int:
+    """Begin to watch; returns the bytes that are held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
 
 
 def write(title: str, command: str, body: str, environment: str, output: Path | None) -> None:

@@ -1,7 +1,7 @@
 """
 One frame a second from a long video, 224 pixels wide and high: time and memory of this project's decoding and others'.
 
-    python benchmarks/video_decoding.py [--seconds 120] [--size 1280x720] [--repeats 3] [--video FILE]
+    python benchmarks/video_decoding.py [--seconds 600] [--size 1280x720] [--repeats 3] [--video FILE]
                                         [--output benchmarks/results/video_decoding.md]
 
 Every measurement is a process of its own, all in turn, so that ratios mean something where absolute times do not.
@@ -10,7 +10,6 @@ Memory is the peak above what the process held once everything was imported; Lin
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import av
 import numpy as np
 import torch
 from clips import make_film
-from report import environment, write
+from report import environment, peak_memory, reset_peak_memory, write
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 from transformers.video_utils import load_video
@@ -107,17 +106,11 @@ def loads(method: str, path: str) -> bool:
     return True
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has held since the peak was last reset."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
-
-
 def measure(method: str, path: str) -> dict[str, float]:
     """Run one method in this process."""
     loads(method, path)  # imports are not measured
     shrink(torch.zeros(3, 300, 300, dtype=torch.uint8))  # what torch sets up at its first call is no memory of decoding
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    memory, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()
+    memory, wall, cpu = reset_peak_memory(), time.perf_counter(), time.process_time()
     pixels = METHODS[method](path)
     return {
         "wall": time.perf_counter() - wall,
@@ -168,7 +161,7 @@ def main(video: Path, repeats: int) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--size", default="1280x720")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--video", type=Path, help="measure on this file instead of one that is made")

@@ -1,7 +1,7 @@
 """
 Make the embedded checkpoint `src/llama_vid/tiny`: real in every part, small, and untrained.
 
-    python recipes/tiny/make_checkpoint.py [--output src/llama_vid/tiny] [--seed 0]
+    python recipes/tiny/make_checkpoint.py [--output src/llama_vid/tiny] [--seed 0] [--image-size 56]
 
 All widths differ, so that a mix-up of two of them fails. The weights follow from the seed alone.
 """
@@ -87,7 +87,7 @@ def bert_tokenizer(sentences: list[str]) -> BertTokenizer:
     return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=512)
 
 
-def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
+def tiny_config(llm_vocabulary: int, bert_vocabulary: int, image_size: int) -> LlamaVidConfig:
     """The architecture; `<image>` and `<video>` are the language model's last two rows."""
     return LlamaVidConfig(
         vision_config={
@@ -96,7 +96,7 @@ def tiny_config(llm_vocabulary: int, bert_vocabulary: int) -> LlamaVidConfig:
             "intermediate_size": 144,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
-            "image_size": 56,
+            "image_size": image_size,
             "patch_size": 14,
         },
         qformer_config={
@@ -137,11 +137,11 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
 
 
-def make_checkpoint(output: Path, seed: int) -> None:
+def make_checkpoint(output: Path, seed: int, image_size: int) -> None:
     """Write the checkpoint, weights and processor, without code: the package's own is used."""
     sentences = corpus()
     tokenizer, qformer_tokenizer = llm_tokenizer(sentences), bert_tokenizer(sentences)
-    config = tiny_config(len(tokenizer), len(qformer_tokenizer))
+    config = tiny_config(len(tokenizer), len(qformer_tokenizer), image_size)
     model = LlamaVidForConditionalGeneration(config)
     draw_weights(model, seed)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)
@@ -163,5 +163,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "src" / "llama_vid" / "tiny")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=56, help="the embedded one's; 224 for benchmarks")
     arguments = parser.parse_args()
-    make_checkpoint(arguments.output, arguments.seed)
+    make_checkpoint(arguments.output, arguments.seed, arguments.image_size)

@@ -84,6 +84,8 @@ def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stag
 
     curve = json.loads((tmp_path / "run" / "loss_curve.json").read_text())
     assert [step for step, _ in curve["loss"]] == [1, 2, 3, 4]
+    with Image.open(tmp_path / "run" / "loss_curve.png") as picture:
+        picture.verify()
     assert ask(data / "clip.mp4", "What moves?", model=tmp_path / "run", max_new_tokens=2).num_frames == 3
     assert (tmp_path / "run" / "modeling_llama_vid.py").exists()
 

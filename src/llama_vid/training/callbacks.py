@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class LossCurveCallback(TrainerCallback):
-    """Writes `loss_curve.json` and, with matplotlib, `loss_curve.png` into the output folder whenever it is logged."""
+    """Writes `loss_curve.json` and `loss_curve.png` into the output folder."""
 
     def on_train_end(self, args, state, control, **kwargs):
         """Write both."""
@@ -30,12 +30,9 @@ class LossCurveCallback(TrainerCallback):
 
 
 def plot_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Loss over steps as a picture; without matplotlib, a line in the log."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.info("matplotlib is not installed: no picture of the loss curve (pip install matplotlib).")
-        return
+    """Loss over steps as a picture."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in points.items():
@@ -50,7 +47,7 @@ def plot_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 
 class SkippedSamplesCallback(TrainerCallback):
-    """Says at the end how many samples were skipped, and notes it in the trainer's state."""
+    """Says at the end how many samples were skipped."""
 
     def __init__(self, collator: LlamaVidDataCollator) -> None:
         self.collator = collator
