@@ -1,14 +1,19 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Files that change while they are read."""
+"""Files that change while they are read, and URLs."""
 
 import os
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from small_videos import encode, pictures, read
 
+from llama_vid.data.clips import write_clip
 from llama_vid.modeling import LlamaVidVideoProcessor
+from llama_vid.modeling import video_sources_llama_vid as sources
 from llama_vid.modeling.video_decoding_llama_vid import open_file
 
 CODECS = {"clip.mp4": {"g": 20}, "clip.mkv": {"g": 20}, "mpeg4.mp4": {"codec": "mpeg4", "bf": 2}, "clip.ts": {"g": 20}}
@@ -123,3 +128,123 @@ def test_bytes_and_files_that_stay_as_they_are(tmp_path):
         truncate(path)
         images = [image for image, _ in clip.frames]
     assert all(torch.equal(*pair) for pair in zip(images, expected, strict=True))
+
+
+# URLs.
+
+
+@contextmanager
+def answering(answer):
+    """A web server on this machine; `answer(request)` writes each reply."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # the standard library's name
+            answer(self)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch) -> Path:
+    """Where downloads are kept meanwhile; nothing may be left in it. The server is reached without a proxy."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def reply(content: bytes, *, length: int | None = None, status: int = 200):
+    def answer(request):
+        request.send_response(status)
+        if length is not None:
+            request.send_header("Content-Length", str(length))
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+def test_url(tmp_path, downloads):
+    path = write_clip(tmp_path / "clip.mp4", pictures(50))
+    expected, _, _ = read(path)
+    for length in (None, path.stat().st_size):
+        with answering(reply(path.read_bytes(), length=length)) as address:
+            images, times, _ = read(f"{address}/clip.mp4?size=small")
+        assert times == [0, 1]
+        assert all(torch.equal(*pair) for pair in zip(images, expected, strict=True))
+    assert list(downloads.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [None, 2000])
+def test_url_that_is_too_large(downloads, monkeypatch, length):
+    monkeypatch.setattr(sources, "URL_MAX_BYTES", 1000)
+    with answering(reply(bytes(2000), length=length)) as address, pytest.raises(ValueError, match="larger than 1000"):
+        read(f"{address}/film.mp4")
+    assert list(downloads.iterdir()) == []
+
+
+def test_url_that_never_ends(downloads, monkeypatch):
+    monkeypatch.setattr(sources, "URL_MAX_SECONDS", 0)
+    with answering(reply(bytes(10))) as address, pytest.raises(ValueError, match="took more than 0 s"):
+        read(f"{address}/film.mp4")
+
+
+def test_url_that_is_silent(downloads, monkeypatch):
+    monkeypatch.setattr(sources, "URL_TIMEOUT", 0.05)
+    finished = threading.Event()
+    with answering(lambda request: finished.wait(10)) as address:
+        with pytest.raises(ValueError, match=r"could not be downloaded: .*timed out"):
+            read(f"{address}/film.mp4")
+        finished.set()
+
+
+def test_url_that_breaks_off(downloads):
+    with (
+        answering(reply(bytes(500), length=2000)) as address,
+        pytest.raises(ValueError, match=r"500 of 2000|IncompleteRead"),
+    ):
+        read(f"{address}/film.mp4")
+
+
+def test_url_that_is_refused(downloads):
+    with answering(reply(b"", status=404)) as address, pytest.raises(ValueError, match="404") as error:
+        read(f"{address}/film.mp4")
+    assert error.value.__cause__ is not None
+    with pytest.raises(ValueError, match="could not be downloaded"):
+        read(f"{address}/film.mp4")  # the server is gone
+
+
+def test_redirects_stay_with_http(downloads):
+    def answer(request):
+        request.send_response(302)
+        request.send_header("Location", "ftp://127.0.0.1/film.mp4")
+        request.end_headers()
+
+    with answering(answer) as address, pytest.raises(ValueError, match="ftp"):
+        read(f"{address}/film.mp4")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/film.mp4", "rtsp://host/film", "file:///film.mp4"])
+def test_other_protocols(url):
+    with pytest.raises(ValueError, match="only http and https"):
+        read(url)
+
+
+def test_playlists_open_no_connections(tmp_path):
+    with answering(lambda request: pytest.fail("the playlist was followed")) as address:
+        path = tmp_path / "list.m3u8"
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4.0,\n{address}/part.ts\n#EXT-X-ENDLIST\n")
+        with pytest.raises(ValueError, match="could not be opened"):
+            read(path)

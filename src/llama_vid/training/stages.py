@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
@@ -165,9 +164,3 @@ def trainable_table(model: "nn.Module | PeftModel") -> str:
     lines = [f"{'module':<24}{'parameters':>16}{'trainable':>16}{'share':>9}"]
     lines += [f"{name:<24}{total:>16,}{trains:>16,}{trains / total:>9.2%}" for name, total, trains in rows]
     return "\n".join(lines)
-
-
-def trained_state(model: LlamaVidForConditionalGeneration, train_modules: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The state of the modules that trained, by their names in the whole model's state dict."""
-    prefixes = tuple(f"{name}." if name == "lm_head" else f"model.{name}." for name in train_modules)
-    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
