@@ -2,6 +2,7 @@
 
 import pytest
 from small_models import small_model
+from small_parts import create, parts  # noqa: F401
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
 
