@@ -157,7 +157,7 @@ def create_model(
         language.read = lambda *_: language_tensors(llm)
         model, modules = assemble(config, [tower, decoder, language], llm.dtype, seed)
         model.generation_config = generation_config
-        with _new_folder(output) as folder:
+        with new_folder(output) as folder:
             model.save_pretrained(folder, max_shard_size="5GB")
             processor.save_pretrained(folder)
     return CreationReport(output, model.dtype, model.config, modules, notes)
@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path) -> Iterator[Path]:
     """A folder under a temporary name, which becomes `output` if nothing fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")

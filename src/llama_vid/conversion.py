@@ -3,10 +3,7 @@
 
 import json
 import math
-import os
 import re
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +15,7 @@ from torch.nn.functional import interpolate
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .composition import build_processor
+from .composition import build_processor, new_folder
 from .conversion_files import WEIGHT_FILES, TensorFiles, write_shards
 from .conversion_keys import VISION, check_complete, read_config, rename
 from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, load_tokenizer
@@ -134,22 +131,13 @@ def convert_checkpoint(
         model = LlamaVidForConditionalGeneration(config)
     plan = _Plan(original, config, model)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
-    try:
+    with new_folder(output) as partial:
         write_shards(partial, plan.shapes, config.dtype, plan.make)
         config.save_pretrained(partial)
         custom_object_save(model, partial)
         _generation_config(original).save_pretrained(partial)
         if missing_tokenizer is None:
             build_processor(config, llm_tokenizer, text_tokenizer).save_pretrained(partial)
-        if output.exists():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
     return ConversionReport(
         output=output,
         dtype=config.dtype,
