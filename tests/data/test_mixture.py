@@ -51,8 +51,18 @@ def test_data_sets_stand_one_after_another(write):
     configs = [DatasetConfig(write("a.json", "abc")), {"path": write("b.json", "de")}]
     dataset = load_mixture(configs, seed=0)
     assert answers(dataset) == [*"abcde"]
-    assert dataset.column_names == ["messages", "attachments", "source"]
+    assert dataset.column_names == ["messages", "attachments", "source", "kind"]
     assert dataset[3]["source"].endswith("b.json, record 0")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_kinds_of_questions_are_kept(tmp_path, streaming):
+    rows = [{"prompt": "Which?", "completion": "This.", "kind": "choice"}, {"prompt": "Who?", "completion": "He."}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[1], "kind": 3}])))
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
+    for name, expected in (("a.jsonl", ["choice", None, None]), ("b.parquet", ["choice", None])):
+        mixture = load_mixture([{"path": str(tmp_path / name)}], seed=0, streaming=streaming)
+        assert sorted((row["kind"] for row in mixture), key=str) == sorted(expected, key=str)
 
 
 def test_weights_draw_and_repeat(write):

@@ -1,75 +1,20 @@
 """From a recipe to a trained checkpoint, in every stage, on small data made here."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from datasets import IterableDataset
+from huggingface_hub import RepoUrl
 from PIL import Image
 from safetensors.torch import load_file
-from small_videos import pictures
+from small_recipes import llava, recipe, turns, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid.data.clips import write_clip
 from llama_vid.session import TINY_CHECKPOINT, ask
 from llama_vid.training.sft import train
 from llama_vid.training.stages import STAGE_MODULES
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """LLaVA's form: images, a clip in two turns and text."""
-    folder = tmp_path_factory.mktemp("data")
-    write_clip(folder / "clip.mp4", pictures(12), fps=4)
-    images = [Image.fromarray(picture) for picture in pictures(4)]
-    for number, image in enumerate(images):
-        image.save(folder / f"{number}.png")
-    captions = [
-        {"id": n, "image": f"{n}.png", "conversations": turns("<image>\nDescribe it.", f"Picture {n}.")}
-        for n in range(len(images))
-    ]
-    chats = [
-        {"id": "v", "video": "clip.mp4", "conversations": turns("<video>\nWhat moves?", "A bar.", "Where?", "Right.")},
-        {"id": "t", "conversations": turns("Is there any?", "No.")},
-        *({**record, "conversations": turns("<image>\nWhich one?", f"{record['id']}.")} for record in captions),
-    ]
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "chats.json").write_text(json.dumps(chats))
-    return folder
-
-
-def turns(*texts: str) -> list[dict]:
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def recipe(folder, data, stage: int, **changes) -> str:
-    """A recipe's path; its run is four steps in `folder/run`."""
-    datasets = [{"path": str(data / "chats.json"), "format": "llava", "root": str(data)}]
-    if stage == 1:
-        datasets = [{"path": str(data / "captions.json"), "format": "llava_captions", "root": str(data)}]
-    settings = {
-        "stage": stage,
-        "model_name_or_path": TINY_CHECKPOINT,
-        "train_datasets": datasets,
-        "output_dir": str(folder / "run"),
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "max_length": 512,
-        **changes,
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return str(path)
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -101,25 +46,55 @@ def test_lora_of_stage_2(data, tmp_path):
     AutoProcessor.from_pretrained(tmp_path / "run")
 
 
-def test_resumed_equals_uninterrupted(data, tmp_path):
-    # A constant rate, because the length of a run decides the others.
-    arguments = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
-    folders = [tmp_path / name for name in ("whole", "halves")]
-    for folder in folders:
-        folder.mkdir()
-    train(["--config", recipe(folders[0], data, 2, **arguments)])
-    train(["--config", recipe(folders[1], data, 2, **arguments), "--max_steps", "2"])
-    train(["--config", recipe(folders[1], data, 2, **arguments, resume_from_checkpoint=True)])
-    expected, found = (weights(folder / "run") for folder in folders)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_an_evaluation(data, tmp_path):
-    datasets = [{"path": str(data / "chats.json"), "format": "llava", "root": str(data)}]
-    changes = {"eval_datasets": datasets, "eval_strategy": "steps", "eval_steps": 2}
-    train(["--config", recipe(tmp_path, data, 2, **changes)])
+def test_evaluations_by_loss_and_by_answers(data, tmp_path):
+    changes = {"eval_datasets": llava(data), "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+    changes |= {"save_steps": 2, "eval_answers": 4, "metric_for_best_model": "exact_match"}
+    trainer = train(["--config", recipe(tmp_path, data, 2, **changes)])
     curve = json.loads((tmp_path / "run" / "loss_curve.json").read_text())
     assert [step for step, _ in curve["eval_loss"]] == [2, 4]
+    assert [step for step, _ in curve["eval_exact_match"]] == [2, 4]
+    shares = [share for _, share in curve["eval_exact_match"]]
+    assert all(share in (0, 1 / 4, 2 / 4, 3 / 4, 1) for share in shares)
+    assert trainer.args.greater_is_better
+    assert trainer.state.best_metric == max(shares)
+    assert trainer.evaluate()["eval_exact_match"] == shares[-1]
+
+
+def test_a_model_that_learned_its_answers_is_right(data, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps([{"conversations": turns("Is there any?", "No.")}]))
+    datasets = [{"path": str(tmp_path / "one.json"), "format": "llava"}]
+    changes = {"train_datasets": datasets, "eval_datasets": datasets, "eval_answers": 1, "eval_strategy": "steps"}
+    changes |= {"max_steps": 30, "eval_steps": 30}
+    trainer = train(["--config", recipe(tmp_path, data, 2, **changes)])
+    [evaluation] = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluation["eval_loss"] < 0.1
+    assert evaluation["eval_exact_match"] == 1.0
+
+
+def test_streamed_data(data, tmp_path):
+    trainer = train(["--config", recipe(tmp_path, data, 2, streaming=True, max_steps=7)])
+    assert trainer.state.global_step == 7  # more than one pass over six samples
+    assert isinstance(trainer.train_dataset, IterableDataset)
+
+
+def test_a_run_that_is_pushed(data, tmp_path, monkeypatch):
+    """Saved once and uploaded once, at the end, to the repository that the recipe names."""
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, **kwargs):
+            return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
+            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}, ignore_patterns))
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    changes = {"push_to_hub": True, "hub_model_id": "someone/small", "hub_strategy": "end"}
+    train(["--config", recipe(tmp_path, data, 2, save_strategy="steps", save_steps=2, **changes)])
+    [(repository, files, ignored)] = uploads
+    assert repository == "someone/small"
+    assert {"model.safetensors", "config.json", "modeling_llama_vid.py", "README.md", "loss_curve.png"} <= files
+    assert "checkpoint-*" in ignored
 
 
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
@@ -133,14 +108,52 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
     ("changes", "message"),
     [
         ({"train_modules": ["projector"]}, "`train_modules` names projector: this model has"),
-        ({"max_length": 20}, r"has \d+ tokens, more than max_length=20"),
+        ({"max_length": 10}, r"has \d+ tokens, more than max_length=10: raise it, or sample fewer frames"),
         ({"resume_from_checkpoint": True}, "`resume_from_checkpoint` is true, but .* holds no checkpoint"),
         ({"train_datasets": []}, "`train_datasets` is empty"),
         ({"use_peft": True, "lora_target_modules": ["c_attn"]}, "`lora_target_modules` names c_attn"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"model_name_or_path": None}, "`model_name_or_path` is missing"),
+        ({"streaming": True, "max_steps": -1}, "`streaming` is true, and streams have no length: set `max_steps`"),
+        ({"eval_answers": -1}, "`eval_answers` must be at least 0, got -1"),
+        ({"eval_answers": 5}, "`eval_answers` is 5, but there are no evaluations: set `eval_datasets`"),
+        ({"save_only_trained": True, "use_peft": True}, "an adapter holds nothing else than what was trained"),
+        ({"save_only_trained": True, "push_to_hub": True}, "what is on the Hub should be complete"),
+        ({"push_to_hub": True, "hub_token": "x"}, "`hub_token` would be uploaded in training_args.bin"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "is checkpoint-7, which is no complete checkpoint"),
     ],
 )
 def test_bad_recipes(data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(["--config", recipe(tmp_path, data, 2, **changes)])
+
+
+BAD_FILES = {
+    "no JSON": ('[{"conversations": ', r"bad\.json is not JSON: .*Repair it or download it again"),
+    "no records": ("[]", r"bad\.json has no records"),
+    "no conversation": ('[{"id": 7}]', r"bad\.json, record 0 \(id 7\): no conversation"),
+    "roles out of order": (
+        json.dumps([{"conversations": turns("Who?", "He.", "Why?")}]),
+        r"bad\.json, record 0: roles are out of order: the assistant must have the last word",
+    ),
+    "a damaged video": (
+        json.dumps([{"video": "bad.mp4", "conversations": turns("<video>\nWho?", "He.")}]),
+        r"bad\.json, record 0'?: .*bad\.mp4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_data(data, tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / "bad.json").write_text(content)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    path = recipe(tmp_path, data, 2, train_datasets=[{"path": str(tmp_path / "bad.json"), "format": "llava"}])
+    with pytest.raises(ValueError, match=message):
+        train(["--config", path])
+
+
+def test_a_data_set_with_an_unknown_key(data, tmp_path):
+    path = recipe(tmp_path, data, 2, train_datasets=[{"path": "a.json", "formats": "llava"}])
+    with pytest.raises(ValueError, match="A data set has the unknown key formats: known are path, format"):
+        train(["--config", path])

@@ -142,7 +142,7 @@ def _read_json(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[di
         if not isinstance(record, dict):
             raise ValueError(f"{source} is {record!r:.100}: an object with a conversation is expected.")
         source += f" (id {record['id']!r})" if "id" in record else ""
-        yield make_record(source, partial(convert, record))
+        yield make_record(source, partial(convert, record), record.get("kind"))
 
 
 def _json_records(path: Path) -> Iterator[Any]:

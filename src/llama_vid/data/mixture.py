@@ -172,7 +172,7 @@ def _convert(table: "pa.Table", indices: list[int], name: str, media: Media, ver
     columns = [_plain(column.to_pylist(), pa.list_(column.type)) for column in table.columns]
     rows = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     records = [
-        make_record(f"{name}, record {index}", partial(messages_of_row, row, media))
+        make_record(f"{name}, record {index}", partial(messages_of_row, row, media), row.get("kind"))
         for index, row in zip(indices, rows, strict=True)
     ]
     return pa.Table.from_pylist([to_row(record) for record in records], schema=row_features().arrow_schema)

@@ -1,10 +1,10 @@
 """
 Records as they are read, and as `datasets` stores them.
 
-A record is `{"messages": […], "source": "film.json, record 3"}`. Messages differ from record to record in what their
-parts have, and Arrow's columns have one type: they are stored as JSON, which brings back exactly what was there,
-cues of subtitles included. What JSON cannot hold, the content of images and videos, stands beside them in a column of
-bytes, never decoded and encoded again.
+A record is `{"messages": […], "source": "film.json, record 3", "kind": "colour"}`. Messages differ from record to
+record in what their parts have, and Arrow's columns have one type: they are stored as JSON, which brings back exactly
+what was there, cues of subtitles included. What JSON cannot hold, the content of images and videos, stands beside
+them in a column of bytes, never decoded and encoded again.
 """
 
 import io
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
-def make_record(source: str, read: Callable[[], list[dict]]) -> dict[str, Any]:
-    """A record of the messages that `read` returns. Its `ValueError` is raised with `source` in front."""
+def make_record(source: str, read: Callable[[], list[dict]], kind: Any = None) -> dict[str, Any]:
+    """
+    A record of the messages that `read` returns, and the `kind` of its question where that is a text. A `ValueError` of
+    `read` is raised with `source` in front.
+    """
     try:
-        return {"messages": read(), "source": source}
+        return {"messages": read(), "source": source, "kind": kind if isinstance(kind, str) else None}
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -29,11 +32,11 @@ def to_row(record: dict[str, Any]) -> dict[str, Any]:
     A record as it is stored.
 
     Args:
-        record (`dict`): `messages`, whose images and videos may be `bytes`, and `source`.
+        record (`dict`): `messages`, whose images and videos may be `bytes`, `source`, and `kind` if it has one.
 
     Returns:
-        `dict` of `messages` (JSON; a part's `attachment` is a place in the next column), `attachments` (`list[bytes]`)
-        and `source`, as [`row_features`] says.
+        `dict` of `messages` (JSON; a part's `attachment` is a place in the next column), `attachments` (`list[bytes]`),
+        `source` and `kind`, as [`row_features`] says.
     """
     attachments, places = [], {}
 
@@ -57,6 +60,7 @@ def to_row(record: dict[str, Any]) -> dict[str, Any]:
         "messages": json.dumps(messages, ensure_ascii=False),
         "attachments": attachments,
         "source": record["source"],
+        "kind": record.get("kind"),
     }
 
 
@@ -91,7 +95,12 @@ def row_features() -> "Features":
 
     # The large types, because the others end at 2 GB for a batch of rows.
     return Features(
-        {"messages": Value("large_string"), "attachments": List(Value("large_binary")), "source": Value("string")}
+        {
+            "messages": Value("large_string"),
+            "attachments": List(Value("large_binary")),
+            "source": Value("string"),
+            "kind": Value("string"),
+        }
     )
 
 

@@ -1,9 +1,14 @@
 """What a training script is told beside TRL's `SFTConfig` and `ModelConfig`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llama_vid.data.mixture import DatasetConfig
+from llama_vid.training.trained_modules import DESCRIPTION
+
+if TYPE_CHECKING:
+    from trl import ModelConfig, SFTConfig
 
 
 @dataclass
@@ -22,6 +27,18 @@ class LlamaVidScriptArguments:
         chat_template (`str`, *optional*): A template or the name of one of ours, instead of the processor's.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `raise` or `skip`, see [`LlamaVidDataCollator`].
         max_skipped_share (`float`, *optional*, defaults to 0.05): The share of skipped samples that ends the training.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the training data while training; needs `max_steps`. A resumed training gets the data that it would
+            have got as long as the first pass over them has not ended.
+        eval_answers (`int`, *optional*, defaults to 0):
+            How many samples are answered in each evaluation; the share of right ones is `eval_exact_match` of its
+            metrics, and `metric_for_best_model: exact_match` goes by it.
+        save_only_trained (`bool`, *optional*, defaults to `False`):
+            Save the weights of the modules that train, and the name of the checkpoint that has the others, instead of
+            all weights. A next stage takes such a folder as its `model_name_or_path`.
+
+    Raises:
+        ValueError: no training data, or a number of answers below 0.
     """
 
     stage: int = field(metadata={"help": "1, 2 or 3."})
@@ -34,12 +51,57 @@ class LlamaVidScriptArguments:
     chat_template: str | None = field(default=None, metadata={"help": "Instead of the processor's."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise or skip."})
     max_skipped_share: float = field(default=0.05, metadata={"help": "More skipped samples end the training."})
+    streaming: bool = field(default=False, metadata={"help": "Read the training data while training."})
+    eval_answers: int = field(default=0, metadata={"help": "Samples that are answered in each evaluation."})
+    save_only_trained: bool = field(default=False, metadata={"help": "Save the weights of what trains, not all."})
 
     def __post_init__(self) -> None:
         if not self.train_datasets:
             raise ValueError("`train_datasets` is empty: name at least one, with `path` and `format`.")
+        if self.eval_answers < 0:
+            raise ValueError(f"`eval_answers` must be at least 0, got {self.eval_answers}.")
         self.train_datasets, self.eval_datasets = (
             [given if isinstance(given, DatasetConfig) else DatasetConfig.from_mapping(given) for given in datasets]
             for datasets in (self.train_datasets, self.eval_datasets)
         )
         self.module_learning_rates = {name: float(rate) for name, rate in self.module_learning_rates.items()}
+
+
+def check_arguments(
+    script_args: LlamaVidScriptArguments, training_args: "SFTConfig", model_args: "ModelConfig"
+) -> None:
+    """Before anything is loaded. Raises ValueError for arguments that contradict each other, or what is in a folder."""
+    evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
+    output = Path(training_args.output_dir)
+    if script_args.eval_answers and not evaluates:
+        raise ValueError(
+            f"`eval_answers` is {script_args.eval_answers}, but there are no evaluations: set `eval_datasets`, and "
+            "`eval_strategy` to steps or epoch."
+        )
+    if script_args.streaming and training_args.max_steps <= 0:
+        raise ValueError("`streaming` is true, and streams have no length: set `max_steps`.")
+    if training_args.push_to_hub and training_args.hub_token:
+        raise ValueError(
+            "`hub_token` would be uploaded in training_args.bin: leave it out, and use `hf auth login` or HF_TOKEN."
+        )
+    if not script_args.save_only_trained:
+        if (output / DESCRIPTION).exists():
+            raise ValueError(
+                f"{output} holds trained modules alone, and would hold a whole model or an adapter beside them: choose "
+                "another `output_dir`, or set `save_only_trained` to true."
+            )
+    elif model_args.use_peft:
+        raise ValueError(
+            "`save_only_trained` and `use_peft` are both true, but an adapter holds nothing else than what was "
+            "trained: set `save_only_trained` to false."
+        )
+    elif training_args.push_to_hub:
+        raise ValueError(
+            "`save_only_trained` and `push_to_hub` are both true, but what is on the Hub should be complete: train "
+            "first, then `llama-vid publish`."
+        )
+    elif any(output.glob("model*.safetensors")):
+        raise ValueError(
+            f"{output} holds a whole model, and would hold trained modules beside it: choose another `output_dir`, or "
+            "set `save_only_trained` to false."
+        )

@@ -10,17 +10,21 @@ from llama_vid.data.collator import LlamaVidDataCollator
 
 logger = logging.getLogger(__name__)
 
+# What evaluations call the share of right answers; behind it, and a kind of questions, those of that kind.
+SHARES = "eval_exact_match"
+
 
 class LossCurveCallback(TrainerCallback):
-    """Writes `loss_curve.json` and `loss_curve.png` into the output folder."""
+    """Writes `loss_curve.json` and `loss_curve.png` into the output folder, with the shares of right answers."""
 
     def on_train_end(self, args, state, control, **kwargs):
         """Write both."""
         if not state.is_world_process_zero:
             return
+        shares = dict.fromkeys(name for entry in state.log_history for name in entry if name.startswith(SHARES))
         points = {
             name: [(entry["step"], entry[name]) for entry in state.log_history if name in entry]
-            for name in ("loss", "eval_loss")
+            for name in ("loss", "eval_loss", *shares)
         }
         folder = Path(args.output_dir)
         partial = folder / ".loss_curve.json"
@@ -30,20 +34,28 @@ class LossCurveCallback(TrainerCallback):
 
 
 def plot_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Loss over steps as a picture."""
+    """Loss over steps as a picture, and the share of right answers on an axis of its own."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, curve in points.items():
-        if curve:
-            axes.plot(*zip(*curve, strict=True), label=name, marker="o" if len(curve) < 30 else None, markersize=3)
     axes.set(xlabel="step", ylabel="loss")
-    axes.legend(frameon=False)
     axes.grid(alpha=0.25)
+    for name in ("loss", "eval_loss"):
+        _plot(axes, name, points[name])
+    if SHARES in points:
+        right = axes.twinx()
+        right.set(ylabel="exact match", ylim=(-0.02, 1.02))
+        _plot(right, SHARES, points[SHARES], color="tab:green")
+    figure.legend(frameon=False, loc="outside upper right", ncols=3)
     partial = path.with_suffix(".partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(path)
+
+
+def _plot(axes, name: str, curve: list[tuple[int, float]], **style) -> None:
+    if curve:
+        axes.plot(*zip(*curve, strict=True), label=name, marker="o" if len(curve) < 30 else None, markersize=3, **style)
 
 
 class SkippedSamplesCallback(TrainerCallback):

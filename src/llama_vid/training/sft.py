@@ -5,21 +5,28 @@ from collections.abc import Sequence
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_quantization_config
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import load_mixture
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
-from llama_vid.training.arguments import LlamaVidScriptArguments
+from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
 from llama_vid.training.callbacks import LossCurveCallback, SkippedSamplesCallback
+from llama_vid.training.checkpoints import checkpoint_to_resume
 from llama_vid.training.stages import choose_modules, lora_config, parameter_groups, set_trainable, trainable_table
+from llama_vid.training.trained_modules import (
+    TrainedModules,
+    load_trained_modules,
+    modules_over_base,
+    read_trained_modules,
+)
+from llama_vid.training.trainer import LlamaVidTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(arguments: Sequence[str] | None = None) -> SFTTrainer:
+def train(arguments: Sequence[str] | None = None) -> LlamaVidTrainer:
     """
     Train as a YAML file and command-line arguments say.
 
@@ -34,7 +41,7 @@ def train(arguments: Sequence[str] | None = None) -> SFTTrainer:
     return run(*parser.parse_args_and_config(None if arguments is None else list(arguments)))
 
 
-def run(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
+def run(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> LlamaVidTrainer:
     """
     Train one stage and save model (or adapter), processor and loss curve to `training_args.output_dir`.
 
@@ -44,25 +51,38 @@ def run(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_ar
         model_args (`ModelConfig`): TRL's: the checkpoint, its dtype, LoRA, quantisation.
 
     Returns:
-        `SFTTrainer`, when it has finished.
+        `LlamaVidTrainer`, when it has finished.
     """
+    check_arguments(script_args, training_args, model_args)
+    checkpoint = checkpoint_to_resume(training_args)
     trainer = build_trainer(script_args, training_args, model_args)
     trainer.accelerator.print(trainable_table(trainer.model))
-    trainer.train(resume_from_checkpoint=_checkpoint(training_args))
-    trainer.save_model(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shares, but a model is one
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub()  # saves first
+    else:
+        trainer.save_model()
     return trainer
 
 
 def build_trainer(
     script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig
-) -> SFTTrainer:
+) -> LlamaVidTrainer:
     """The trainer of [`run`], ready to train."""
     model, processor = load(training_args, model_args)
     train_modules = choose_modules(model, script_args.stage, script_args.train_modules)
     if model_args.use_peft:
         config = lora_config(model, train_modules, model_args)
+        over_base = modules_over_base(model_args.model_name_or_path)
+        if missing := sorted(over_base.difference(config.modules_to_save)):
+            raise ValueError(
+                f"{model_args.model_name_or_path} holds {', '.join(sorted(over_base))} alone, and an adapter that is "
+                f"loaded over its base would lack {', '.join(missing)}: train them too, or start from a whole model "
+                "(`load_trained_modules(…).save_pretrained(…)`)."
+            )
+        set_seed(training_args.seed)  # adapters begin at random
         model = get_peft_model(model, config)
         freeze_what_is_not_read(model)
     else:
@@ -82,19 +102,25 @@ def build_trainer(
 
     optimizer = None
     if script_args.module_learning_rates:
-        cls, options = SFTTrainer.get_optimizer_cls_and_kwargs(training_args, model)
+        cls, options = LlamaVidTrainer.get_optimizer_cls_and_kwargs(training_args, model)
         rates = (script_args.module_learning_rates, training_args.learning_rate, training_args.weight_decay)
         optimizer = (cls, {**options, "params": parameter_groups(model, *rates)})
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
-    return SFTTrainer(
+    return LlamaVidTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
-        train_dataset=load_mixture(script_args.train_datasets, seed=training_args.seed),
+        train_dataset=load_mixture(
+            script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming
+        ),
         eval_dataset=load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None,
         processing_class=processor,
         callbacks=[LossCurveCallback(), SkippedSamplesCallback(collator)],
         optimizer_cls_and_kwargs=optimizer,
+        eval_answers=script_args.eval_answers,
+        trained_modules=TrainedModules(train_modules, model_args.model_name_or_path, model_args.model_revision)
+        if script_args.save_only_trained
+        else None,
     )
 
 
@@ -104,26 +130,15 @@ def load(training_args: SFTConfig, model_args: ModelConfig):
         raise ValueError("`model_name_or_path` is missing: name a checkpoint that `llama-vid create` or a stage made.")
     dtype = model_args.dtype if model_args.dtype in (None, "auto") else getattr(torch, model_args.dtype)
     options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
-    model = AutoModelForImageTextToText.from_pretrained(
-        model_args.model_name_or_path,
+    name = model_args.model_name_or_path
+    load_model = AutoModelForImageTextToText.from_pretrained
+    if read_trained_modules(name) is not None:
+        load_model = load_trained_modules
+    model = load_model(
+        name,
         dtype=dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
         **options,
     )
-    return model, AutoProcessor.from_pretrained(model_args.model_name_or_path, **options)
-
-
-def _checkpoint(training_args: SFTConfig) -> str | None:
-    """Where to go on from. `resume_from_checkpoint: true` is the last complete checkpoint, and there must be one."""
-    resume = training_args.resume_from_checkpoint
-    if resume in (None, False, "false", "False"):
-        return None
-    if resume not in (True, "true", "True"):
-        return resume
-    found = get_last_checkpoint(training_args.output_dir)
-    if found is None:
-        raise ValueError(
-            f"`resume_from_checkpoint` is true, but {training_args.output_dir} holds no checkpoint: train without it."
-        )
-    return found
+    return model, AutoProcessor.from_pretrained(name, **options)

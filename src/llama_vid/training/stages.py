@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from peft import LoraConfig
 from torch import nn
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from trl import ModelConfig
 
 # Everything but the visual encoder, which no stage trains.
@@ -81,9 +82,18 @@ def set_trainable(model: LlamaVidForConditionalGeneration, train_modules: Iterab
     freeze_what_is_not_read(model)
 
 
+class LlamaVidLoraConfig(LoraConfig):
+    """[`LoraConfig`] that is saved so that PEFT's `AutoPeftModel` finds the base, with or without this package."""
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """As in PEFT, which would name a class of this package, and cannot import that of a checkpoint's code."""
+        auto_class = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
+        super().save_pretrained(save_directory, **{**kwargs, "auto_mapping_dict": auto_class})
+
+
 def lora_config(
     model: LlamaVidForConditionalGeneration, train_modules: Iterable[str], model_args: "ModelConfig"
-) -> "LoraConfig":
+) -> LlamaVidLoraConfig:
     """
     LoRA on the language model; the other modules that train are trained and saved whole (`modules_to_save`).
 
@@ -114,7 +124,9 @@ def lora_config(
             f"`lora_target_modules` names {', '.join(unknown)}, but the language model's linear layers are "
             f"{', '.join(sorted(layers))}."
         )
-    config = get_peft_config(model_args)
+    config = LlamaVidLoraConfig(**get_peft_config(model_args).to_dict())
+    # With a task, PEFT loads the base as a model of text.
+    config.task_type = None
     # The whole path: names such as q_proj are also the vision tower's.
     config.target_modules = rf"model\.language_model\..*\.({'|'.join(sorted(wanted))})"
     config.modules_to_save = [name for name in train_modules if name not in LANGUAGE_MODULES]

@@ -1,0 +1,176 @@
+"""
+Checkpoints that hold only the modules that were trained, some megabytes instead of the whole model, and name the
+checkpoint that the others are in.
+
+Such a folder has `trained_modules.safetensors`, with the names of the whole model, and `trained_modules.json`;
+configuration, processor and code are those of any checkpoint.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from llama_vid.modeling import LlamaVidForConditionalGeneration
+
+WEIGHTS = "trained_modules.safetensors"
+DESCRIPTION = "trained_modules.json"
+
+
+@dataclass(frozen=True)
+class TrainedModules:
+    """
+    What a folder of trained modules says of itself.
+
+    Args:
+        modules (`list[str]`): Their names, as `train_modules` has them.
+        base_model_name_or_path (`str`):
+            Folder or Hub id of the checkpoint with the others, as it was given; it may be such a folder itself.
+        base_model_revision (`str`, *optional*): Its revision on the Hub.
+    """
+
+    modules: list[str]
+    base_model_name_or_path: str
+    base_model_revision: str | None = None
+
+
+def save_trained_modules(
+    model: LlamaVidForConditionalGeneration,
+    folder: str | os.PathLike,
+    trained: TrainedModules,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """
+    Write trained modules and their description into an existing folder.
+
+    Args:
+        model (`LlamaVidForConditionalGeneration`): The model.
+        folder (`str` or `PathLike`): Where configuration and processor are, or will be.
+        trained (`TrainedModules`): Which modules, and what they were trained on.
+        state_dict (`Mapping[str, Tensor]`, *optional*): The model's, where its own one is spread over processes.
+    """
+    folder = Path(folder)
+    tensors = _of_modules(model, model.state_dict() if state_dict is None else state_dict, trained.modules)
+    partial = folder / f".{WEIGHTS}"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS)
+    partial = folder / f".{DESCRIPTION}"
+    partial.write_text(json.dumps(asdict(trained), indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / DESCRIPTION)
+
+
+def read_trained_modules(folder: str | os.PathLike) -> TrainedModules | None:
+    """
+    What a folder says of its modules; `None` for every other checkpoint, of the Hub too.
+
+    Raises:
+        ValueError: a description that makes no sense.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return TrainedModules(**values)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(field.name for field in fields(TrainedModules))
+        raise ValueError(f"{path} is not an object of {names} ({error}): copy or train it again.") from error
+
+
+def modules_over_base(folder: str | os.PathLike) -> set[str]:
+    """The trained modules of a folder, and of those that it stands on; none for every other checkpoint."""
+    trained = read_trained_modules(folder)
+    return set() if trained is None else {*trained.modules, *modules_over_base(trained.base_model_name_or_path)}
+
+
+def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForConditionalGeneration:
+    """
+    The whole model: the base, and the trained modules over it.
+
+    Args:
+        folder (`str` or `PathLike`): A folder for which [`read_trained_modules`] finds something.
+        **kwargs: As for `from_pretrained`. The `revision` is that of the description.
+
+    Returns:
+        `LlamaVidForConditionalGeneration`. Its `name_or_path` is the base, the last one where bases have bases.
+
+    Raises:
+        ValueError: no base where it was, or modules that do not fit it.
+    """
+    trained = read_trained_modules(folder)
+    base = trained.base_model_name_or_path
+    if kwargs.get("dtype") in (None, "auto"):
+        kwargs["dtype"] = AutoConfig.from_pretrained(folder).dtype  # a base may be stored in another
+    kwargs["revision"] = trained.base_model_revision or "main"
+    if read_trained_modules(base) is not None:
+        model = load_trained_modules(base, **kwargs)
+    else:
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(base, **kwargs)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} holds only {', '.join(trained.modules)}; the rest is in {base!r} (revision "
+                f"{kwargs['revision']}), which cannot be loaded: put it there, or correct `base_model_name_or_path` in "
+                f"{Path(folder) / DESCRIPTION}."
+            ) from error
+    put_trained_modules(model, folder)
+    return model
+
+
+@torch.no_grad()
+def put_trained_modules(model: LlamaVidForConditionalGeneration, folder: str | os.PathLike) -> None:
+    """
+    Put the trained modules of a folder over a model's.
+
+    Raises:
+        ValueError: modules that are not the model's, by names or shapes of their tensors.
+    """
+    trained = read_trained_modules(folder)
+    expected = _of_modules(model, model.state_dict(keep_vars=True), trained.modules)
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+        names = set(file.keys())
+        if wrong := sorted(names ^ expected.keys()):
+            what = "has no" if wrong[0] in expected else "has the unknown"
+            raise ValueError(
+                f"{Path(folder) / WEIGHTS} {what} {wrong[0]} ({len(wrong)} tensors differ): "
+                f"{trained.base_model_name_or_path!r} is not the base that {', '.join(trained.modules)} belong to."
+            )
+        for name, target in expected.items():
+            tensor = file.get_tensor(name)
+            with _whole(target):
+                if tensor.shape != target.shape:
+                    raise ValueError(
+                        f"{Path(folder) / WEIGHTS} has {name} of shape {tuple(tensor.shape)}, the model "
+                        f"{tuple(target.shape)}: {trained.base_model_name_or_path!r} is another base, or is quantized."
+                    )
+                target.copy_(tensor)
+
+
+def _of_modules(
+    model: LlamaVidForConditionalGeneration, state: Mapping[str, torch.Tensor], modules: list[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of modules; what is tied, once."""
+    prefixes = tuple("lm_head." if module == "lm_head" else f"model.{module}." for module in modules)
+    is_twice = model.config.tie_word_embeddings and "language_model" in modules
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(prefixes) and not (is_twice and name == "lm_head.weight")
+    }
+
+
+def _whole(parameter: torch.Tensor) -> AbstractContextManager:
+    """A parameter as a whole, where ZeRO-3 keeps shares of it; what is written in it is the first process's."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters([parameter], modifier_rank=0)

@@ -1,0 +1,87 @@
+"""TRL's `SFTTrainer`, with answers in its evaluations, and checkpoints of trained modules alone."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from trl import SFTTrainer
+
+from llama_vid.training.evaluation import answer_accuracy
+from llama_vid.training.trained_modules import (
+    TrainedModules,
+    put_trained_modules,
+    read_trained_modules,
+    save_trained_modules,
+)
+
+
+class LlamaVidTrainer(SFTTrainer):
+    """
+    [`SFTTrainer`], unchanged where the arguments below are left out, but for this: a checkpoint is complete when, and
+    only when, it has its `trainer_state.json`.
+
+    Args:
+        *args, **kwargs: Those of `SFTTrainer`, with a [`LlamaVidDataCollator`].
+        eval_answers (`int`, *optional*, defaults to 0):
+            How many samples, spread evenly over the evaluation's, are answered in each evaluation. Its metrics get
+            `eval_exact_match`, and one for each kind of question (see [`generate_answers`]).
+        trained_modules (`TrainedModules`, *optional*):
+            What is saved of the weights, instead of all; for models that are not PEFT's.
+    """
+
+    def __init__(self, *args, eval_answers: int = 0, trained_modules: TrainedModules | None = None, **kwargs):
+        self.eval_answers = eval_answers
+        self.trained_modules = trained_modules
+        super().__init__(*args, **kwargs)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """As in transformers, with the answers: here they reach the log and the choice of the best model."""
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.eval_answers:
+            rows = dataloader.dataset
+            count = min(self.eval_answers, len(rows))
+            shares = answer_accuracy(
+                self.model,
+                self.processing_class,
+                rows.select([i * len(rows) // count for i in range(count)]),
+                batch_size=self.args.per_device_eval_batch_size,
+                chat_template=self.data_collator.chat_template,
+            )
+            output.metrics.update({f"{metric_key_prefix}_{name}": share for name, share in shares.items()})
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if self.trained_modules is None:
+            super()._save(output_dir, state_dict)
+            return
+        super()._save(output_dir, state_dict={})  # everything but the weights
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_trained_modules(model, output_dir or self.args.output_dir, self.trained_modules, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # FSDP and DeepSpeed have their own files in checkpoints, with all weights.
+        if self.is_fsdp_enabled or read_trained_modules(resume_from_checkpoint) is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            put_trained_modules(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        has_own_files = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if has_own_files or read_trained_modules(self.state.best_model_checkpoint) is None:
+            super()._load_best_model()
+        else:
+            put_trained_modules(self.model, self.state.best_model_checkpoint)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        if self.args.should_save:  # no longer complete, if it is there from before
+            checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (Path(self.args.output_dir) / checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The last files before the trainer's state, which the first process must not write before all have theirs.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
