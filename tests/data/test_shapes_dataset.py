@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoProcessor
 
 from llama_vid.data import shapes_dataset
 from llama_vid.data.shapes_dataset import LONG_KINDS, make_world
-from llama_vid.data.shapes_questions import QUESTION_KINDS
+from llama_vid.data.shapes_questions import PICTURE_KINDS, QUESTION_KINDS
 from llama_vid.modeling.subtitles_llama_vid import read_subtitles
 from llama_vid.session import TINY_CHECKPOINT
 
@@ -67,7 +68,7 @@ def located(messages: list[dict], folder: Path) -> list[dict]:
 def test_a_split_has_its_files(world):
     names = set(files(world))
     videos = {f"videos/{split}-{i:05d}.mp4" for split in ("train", "test") for i in range(6)}
-    listed = {"world.json", *(f"{split}{end}.jsonl" for split in ("train", "test") for end in ("", "-captions"))}
+    listed = {"world.json", *(f"{split}{end}.jsonl" for split in ("train", "test") for end in ("", "-captions", "-pictures"))}
     pictures = {name for name in names if name.startswith("images/") and name.endswith(".png")}
     subtitles = {name for name in names if name.endswith(".srt")}
     assert names == videos | listed | pictures | subtitles
@@ -110,18 +111,43 @@ def test_splits_share_no_video(world):
     assert train.isdisjoint(test)
 
 
-def test_captions_of_videos_and_of_images(world):
+def test_captions_of_videos_images_and_single_shapes(world):
     records = read(world / "test-captions.jsonl")
-    kinds = [record["messages"][0]["content"][0]["type"] for record in records]
-    assert kinds == ["video", "image", "image"] * 6
+    requested = [record for record in records if len(record["messages"][0]["content"]) == 2]
+    for record in requested:
+        [_, request], [text] = (message["content"] for message in record["messages"])
+        name = re.fullmatch(r"Describe the (.+)\.", request["text"])[1]
+        assert name in text["text"]
+        assert " and " not in text["text"]
+    assert requested
+
+    others = [record for record in records if record not in requested]
+    assert [record["messages"][0]["content"][0]["type"] for record in others] == ["video", "image", "image"] * 6
     for record in records:
-        [visual], [text] = (message["content"] for message in record["messages"])
+        visual, [text] = record["messages"][0]["content"][0], record["messages"][1]["content"]
         assert record["kind"] == "caption"
         assert "subtitles" not in visual
         assert text["text"].endswith(".")
         assert text["text"] != "Nothing."
         if visual["type"] == "image":
             assert Image.open(world / visual["path"]).size == (112, 112)
+
+
+def test_chats_about_pictures(world):
+    records = read(world / "test-pictures.jsonl")
+    assert len(records) == 12
+    captions = {
+        record["messages"][0]["content"][0]["path"]: record["messages"][1]["content"][0]["text"]
+        for record in read(world / "test-captions.jsonl")
+        if len(record["messages"][0]["content"]) == 1
+    }
+    for record in records:
+        assert record["kind"] == ",".join(PICTURE_KINDS)
+        asked = [message["content"] for message in record["messages"] if message["role"] == "user"]
+        assert len(asked) == len(PICTURE_KINDS)
+        [path] = {visual["path"] for visual, _ in asked}
+        answers = [m["content"][0]["text"] for m in record["messages"] if m["role"] == "assistant"]
+        assert all(answer in captions[path] for answer in answers[:2])  # a colour and a shape that are there
 
 
 def test_subtitle_files_say_what_is_said(world):
@@ -141,7 +167,7 @@ def test_subtitle_files_say_what_is_said(world):
         )
 
 
-@pytest.mark.parametrize("name", ["test", "train", "test-captions"])
+@pytest.mark.parametrize("name", ["test", "train", "test-captions", "test-pictures"])
 def test_records_load_through_datasets_and_the_processor(world, processor, tmp_path, name):
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(

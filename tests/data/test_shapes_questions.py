@@ -12,10 +12,14 @@ import pytest
 from llama_vid.data.shapes import COLOURS, FOODS, KINDS, Scene, frame_at, make_scene
 from llama_vid.data.shapes_questions import (
     NUMBERS,
+    PICTURE_KINDS,
     QUESTION_KINDS,
     Question,
     caption,
+    describe,
+    diary,
     majority_baseline,
+    picture_questions,
     questions,
     sentences,
 )
@@ -182,6 +186,39 @@ def test_captions():
             x, y = shape.centre(second)
             assert ("left" in place, "right" in place) == (x < 1 / 3, x >= 2 / 3)
             assert ("top" in place, "bottom" in place) == (y < 1 / 3, y >= 2 / 3)
+
+
+def test_a_single_shape_and_a_diary_in_words():
+    scene = make_scene("captions", seconds=32, num_shapes=4, subtitles=True)
+    shape = scene.shapes[0]
+    told = describe(shape, shape.appears)
+    assert told.startswith(("A ", "An "))
+    assert f"{told[2:].removesuffix('.')} and " in f"{caption(scene, shape.appears)[2:].removesuffix('.')} and "
+
+    written = diary(scene)
+    for line in scene.lines:
+        assert f"{caption(scene, int(line.start))} {line.text}" in written
+        written = written.replace(f" {line.text}", "", 1)
+    assert written == " ".join(caption(scene, second) for second in range(32))
+
+
+def test_questions_about_a_picture():
+    for seed in range(40):
+        scene = make_scene(f"picture {seed}", seconds=24, num_shapes=4)
+        second = next(second for second in range(24) if scene.visible(second))
+        visible = scene.visible(second)
+        asked = {question.kind: question for question in picture_questions(scene, second, Random(seed))}
+        assert tuple(asked) == PICTURE_KINDS
+        [by_kind] = [shape for shape in visible if f"the {shape.kind}" in asked["colour"].text]
+        assert asked["colour"].answer == by_kind.colour
+        [by_colour] = [shape for shape in visible if shape.colour in asked["shape"].text]
+        assert asked["shape"].answer == by_colour.kind
+        assert asked["count"].answer == NUMBERS[len(visible)]
+        [named] = [shape for shape in visible if shape.name in asked["place"].text]
+        assert f"{named.name} {asked['place'].answer}" in caption(scene, second)
+        words = asked["presence"].text
+        there = any(s.name in words or f"a {s.kind}" in words or f"{s.colour} shape" in words for s in visible)
+        assert asked["presence"].answer == ("yes" if there else "no")
 
 
 def test_articles():

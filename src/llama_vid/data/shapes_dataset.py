@@ -16,11 +16,18 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from llama_vid.data.shapes import SHORTEST_SCENE, Line, Scene, frame_at, make_scene, write_scene
-from llama_vid.data.shapes_questions import QUESTION_KINDS, Question, caption, questions
+from llama_vid.data.shapes_questions import (
+    QUESTION_KINDS,
+    Question,
+    caption,
+    describe,
+    picture_questions,
+    questions,
+)
 
 # Of one event in a long video: there is nothing to count or to order, and its second would be one of thousands.
 LONG_KINDS = ("colour", "shape", "direction", "said", "presence")
-VERSION = 1  # of the files: raised when equal settings no longer give equal ones
+VERSION = 2  # of the files: raised when equal settings no longer give equal ones
 
 
 def make_world(
@@ -38,8 +45,9 @@ def make_world(
     workers: int = 1,
 ) -> Path:
     """
-    Write one split of a world: `<split>.jsonl` with chats about `videos/*.mp4`, and `<split>-captions.jsonl` with
-    captions of the videos and of single frames, `images/*.png`.
+    Write one split of a world: `<split>.jsonl` with chats about `videos/*.mp4`, `<split>-pictures.jsonl` with chats
+    about single frames, `images/*.png`, and `<split>-captions.jsonl` with captions of videos and frames, and of single
+    shapes in frames that have several.
 
     A record has `messages` in transformers' chat form, with paths relative to the folder (the video's; its subtitles'
     if it has any), `kind` (that of the question; those of several turns with commas between) and `video`. Scenes follow
@@ -59,7 +67,7 @@ def make_world(
         kinds (`Sequence[str]`, *optional*): Kinds of questions; by default `QUESTION_KINDS`, or `LONG_KINDS` if `long`.
         questions_per_video (`int`): Different questions about each video.
         turns (`int`): Questions in one record, at most. Each turn carries the video again.
-        images_per_video (`int`): Frames with a caption, of seconds at which something is to be seen.
+        images_per_video (`int`): Frames, of seconds at which something is to be seen.
         workers (`int`): Processes; with more than one, scripts need `if __name__ == "__main__"`.
 
     Returns:
@@ -91,12 +99,14 @@ def make_world(
     if path.exists():  # written last
         return path
 
-    chats, captions = [], []
+    chats, pictures, captions = [], [], []
     made = _each(partial(_make_video, folder, settings), num_videos, workers)
-    for about, described in tqdm(made, total=num_videos, desc=split, unit="video"):
+    for about, pictured, described in tqdm(made, total=num_videos, desc=split, unit="video"):
         chats += about
+        pictures += pictured
         captions += described
     _write_lines(folder / f"{split}-captions.jsonl", captions)
+    _write_lines(folder / f"{split}-pictures.jsonl", pictures)
     _write_lines(path, chats)
     return path
 
@@ -131,7 +141,7 @@ def _remember(folder: Path, settings: dict) -> None:
         _write(path, json.dumps(known, indent=2) + "\n")
 
 
-def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], list[dict]]]:
+def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], ...]]:
     """The job's results for 0, 1, 2 …, in order."""
     if workers == 1:
         yield from map(job, range(count))
@@ -141,8 +151,8 @@ def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], 
         yield from pool.map(job, range(count), chunksize=8)
 
 
-def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], list[dict]]:
-    """Write a video's files, as far as they are missing; the records of its questions and of its captions."""
+def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], ...]:
+    """Write a video's files, as far as they are missing; the records of its questions, pictures and captions."""
     scene, asked, random = _invent(settings, index)
     name = f"{settings['split']}-{index:05d}"
     video = {"type": "video", "path": f"videos/{name}.mp4"}
@@ -150,20 +160,24 @@ def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], l
         write_scene(scene, folder / video["path"], fps=1 if settings["long"] else 2)
     captions = [_record(video["path"], [([video], caption(scene))], "caption")]
     busy = [second for second in range(scene.seconds) if scene.visible(second)]
+    pictures = []
     for second in random.sample(busy, min(settings["images_per_video"], len(busy))):
         image = {"type": "image", "path": f"images/{name}-{second:04d}.png"}
         _write_picture(folder / image["path"], scene, second)
+        pictures.append(_chat(video["path"], image, picture_questions(scene, second, random)))
         captions.append(_record(video["path"], [([image], caption(scene, second))], "caption"))
+        shapes = scene.visible(second)
+        for shape in shapes if len(shapes) > 1 else ():
+            request = _text(f"Describe the {shape.name}.")
+            captions.append(_record(video["path"], [([image, request], describe(shape, second))], "caption"))
 
     if scene.lines:
         video = {**video, "subtitles": f"videos/{name}.srt"}
         _write(folder / video["subtitles"], _srt(scene.lines))
     chats = []
     for start in range(0, len(asked), settings["turns"]):
-        together = asked[start : start + settings["turns"]]
-        turns = [([video, _text(question.text)], question.answer) for question in together]
-        chats.append(_record(video["path"], turns, ",".join(question.kind for question in together)))
-    return chats, captions
+        chats.append(_chat(video["path"], video, asked[start : start + settings["turns"]]))
+    return chats, pictures, captions
 
 
 def _invent(settings: dict, index: int) -> tuple[Scene, list[Question], Random]:
@@ -193,6 +207,12 @@ def _ask(scene: Scene, random: Random, kinds: list[str], wanted: int) -> list[Qu
         if len(asked) >= wanted:
             return asked[:wanted]
     return None
+
+
+def _chat(video: str, visual: dict, asked: Sequence[Question]) -> dict:
+    """A record of questions, each with the visual."""
+    turns = [([visual, _text(question.text)], question.answer) for question in asked]
+    return _record(video, turns, ",".join(question.kind for question in asked))
 
 
 def _record(video: str, turns: list[tuple[list[dict], str]], kind: str) -> dict:

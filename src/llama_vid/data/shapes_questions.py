@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from llama_vid.data.shapes import COLOURS, KINDS, Scene, Shape, make_scene
@@ -23,7 +23,7 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one of `QUESTION_KINDS`, and its only right answer: one word."""
+    """A question of one of `QUESTION_KINDS` or `PICTURE_KINDS`, and its only right answer: one word, or a place."""
 
     kind: str
     text: str
@@ -122,6 +122,16 @@ def _foods_during(scene: Scene, shape: Shape) -> list[str]:
 
 def _presence(scene: Scene, random: Random) -> tuple[str, str]:
     present = random.random() < 0.5
+    thing = _thing(scene, random, present)
+    if random.random() < 0.5:
+        wordings, answers = ("Is there {thing}?", "Does {thing} appear?", "Is {thing} shown?"), ("no", "yes")
+    else:
+        wordings, answers = ("Is the video without {thing}?", "Is it true that {thing} never appears?"), ("yes", "no")
+    return random.choice(wordings).format(thing=thing), answers[present]
+
+
+def _thing(scene: Scene, random: Random, present: bool) -> str:
+    """Such as `a red circle`, `a circle` or `a red shape`: what is in the scene, or what is not."""
     here, colours = [shape.name for shape in scene.shapes], [shape.colour for shape in scene.shapes]
     kinds = [shape.kind for shape in scene.shapes]
     # What is absent shares its colour or its kind with a shape of the scene, so that both have to be looked at.
@@ -133,12 +143,7 @@ def _presence(scene: Scene, random: Random) -> tuple[str, str]:
             ([f"{colour} shape" for colour in colours], [f"{c} shape" for c in COLOURS if c not in colours]),
         )
     )
-    thing = _with_article(random.choice(names if present else absent))
-    if random.random() < 0.5:
-        wordings, answers = ("Is there {thing}?", "Does {thing} appear?", "Is {thing} shown?"), ("no", "yes")
-    else:
-        wordings, answers = ("Is the video without {thing}?", "Is it true that {thing} never appears?"), ("yes", "no")
-    return random.choice(wordings).format(thing=thing), answers[present]
+    return _with_article(random.choice(names if present else absent))
 
 
 def _with_article(name: str) -> str:
@@ -156,6 +161,34 @@ _ASK = {
     "presence": _presence,
 }
 QUESTION_KINDS = tuple(_ASK)
+PICTURE_KINDS = ("colour", "shape", "count", "place", "presence")
+
+
+def picture_questions(scene: Scene, second: int, random: Random) -> list[Question]:
+    """
+    Ask one question of each of `PICTURE_KINDS` about the picture at a whole second, at which a shape is to be seen.
+
+    Args:
+        scene (`Scene`): The picture is one of its frames.
+        second (`int`): A whole second.
+        random (`Random`): As for [`questions`].
+
+    Returns:
+        `list[Question]`: In the order of `PICTURE_KINDS`.
+    """
+    picture = replace(scene, shapes=tuple(scene.visible(second)))
+    present = random.random() < 0.5
+    there = random.choice(("Is there {thing}?", "Is {thing} shown?")).format(thing=_thing(picture, random, present))
+    shape = random.choice(picture.shapes)
+    where = random.choice(("Where is the {name}?", "In which place is the {name}?")).format(name=shape.name)
+    found = {
+        "colour": _colour(picture, random),
+        "shape": _shape(picture, random),
+        "count": ("How many shapes are there?", NUMBERS[len(picture.shapes)]),
+        "place": (where, _place(shape, second)),
+        "presence": (there, ("no", "yes")[present]),
+    }
+    return [Question(kind, *found[kind]) for kind in PICTURE_KINDS]
 
 
 def majority_baseline(asked: Iterable[Question]) -> dict[str, float]:
@@ -168,7 +201,8 @@ def majority_baseline(asked: Iterable[Question]) -> dict[str, float]:
         answers[question.kind][question.answer] += 1
     if not answers:
         return {}
-    best = {kind: max(answers[kind].values()) for kind in QUESTION_KINDS if kind in answers}
+    kinds = dict.fromkeys((*QUESTION_KINDS, *PICTURE_KINDS))
+    best = {kind: max(answers[kind].values()) for kind in kinds if kind in answers}
     shares = {kind: most / answers[kind].total() for kind, most in best.items()}
     return {**shares, "all": sum(best.values()) / sum(counts.total() for counts in answers.values())}
 
@@ -194,6 +228,20 @@ def caption(scene: Scene, second: int | None = None) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
+def describe(shape: Shape, second: int) -> str:
+    """One sentence about a single shape, at a second at which it is in the picture: `A red ring on the left.`"""
+    sentence = f"{_with_article(shape.name)} {_place(shape, second)}."
+    return f"{sentence[0].upper()}{sentence[1:]}"
+
+
+def diary(scene: Scene) -> str:
+    """The scene in words: for each second the caption of its frame, and then what is said during it."""
+    spoken = defaultdict(list)
+    for line in scene.lines:
+        spoken[int(line.start)].append(line.text)
+    return " ".join(text for second in range(scene.seconds) for text in (caption(scene, second), *spoken[second]))
+
+
 def _motion(shape: Shape) -> str:
     return (
         "rests" if shape.motion == "rests" else f"comes from the {shape.comes_from} and goes to the {shape.leaves_to}"
@@ -214,7 +262,10 @@ def sentences(count: int = 1000, *, seconds: int = 64) -> list[str]:
     for index in range(count):
         scene = make_scene(f"sentences {index}", seconds=seconds)
         random = Random(f"sentences {index}")
-        found += [f"{question.text} {question.answer}" for question in questions(scene, random)]
+        asked = questions(scene, random)
+        busy = [second for second in range(seconds) if scene.visible(second)]
+        asked += picture_questions(scene, random.choice(busy), random)
+        found += [f"{question.text} {question.answer}" for question in asked]
         found += [line.text for line in scene.lines]
         found += [caption(scene), *(caption(scene, random.randrange(seconds)) for _ in range(2))]
     return found
