@@ -17,13 +17,22 @@ PACKAGE = ROOT / "src" / "llama_vid"
 # From the top down: a module may import from its own layer and from the layers below it.
 LAYERS = [
     ["llama_vid", "llama_vid.cli"],
-    ["llama_vid.training", "llama_vid.hub", "llama_vid.chat"],
+    [
+        "llama_vid.training",
+        "llama_vid.hub",
+        "llama_vid.hub_callback",
+        "llama_vid.hub_card",
+        "llama_vid.hub_check",
+        "llama_vid.hub_files",
+        "llama_vid.hub_repository",
+        "llama_vid.chat",
+    ],
     ["llama_vid.session"],
     ["llama_vid.conversion"],
     ["llama_vid.composition"],
     ["llama_vid.composition_assembly", "llama_vid.composition_language", "llama_vid.composition_parts"],
     ["llama_vid.conversion_files", "llama_vid.conversion_keys", "llama_vid.conversion_tokenizers"],
-    ["llama_vid.data"],
+    ["llama_vid.data", "llama_vid.hub_provenance"],
     ["llama_vid.features", "llama_vid.subtitles", "llama_vid.transcription"],
     ["llama_vid.modeling"],
 ]

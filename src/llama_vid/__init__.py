@@ -18,6 +18,7 @@ _LAZY = {
     "convert_checkpoint": "conversion",
     "create_model": "composition",
     "extract_features": "features",
+    "publish": "hub",
     "transcribe": "transcription",
 }
 

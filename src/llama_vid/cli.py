@@ -302,11 +302,46 @@ def train(
     """
     Train a stage as a recipe says; further arguments override it.
 
-    Example: `llama-vid train --config recipes/7b/stage2_lora.yaml --learning_rate 1e-4`
+    Example: `llama-vid train --config recipes/llama-vid-7b-224-video/stage2-lora.yaml --learning_rate 1e-4`
     """
     from llama_vid.training.sft import train as train_stage
 
     train_stage(["--config", str(config), *context.args])
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, a LoRA adapter, or trained modules.")],
+    repo_id: Annotated[str, typer.Argument(help="Where: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository, if it must be made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch instead of main.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Publish an adapter and its base as one model.")] = False,
+    license: Annotated[str | None, typer.Option(help="The Hub's name of a licence, such as apache-2.0.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of training data; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, write the card, upload nothing.")] = False,
+    token: Annotated[str | None, typer.Option(help="By default that of `hf auth login` or HF_TOKEN.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+) -> None:
+    """
+    Put a checkpoint or an adapter on the Hub, with its code and a model card.
+
+    Example: `llama-vid publish stage2-lora me/llama-vid-films --merge --dry-run`
+    """
+    from llama_vid.hub import publish as publish_folder
+
+    publication = publish_folder(
+        folder,
+        repo_id,
+        private=private or None,
+        revision=revision,
+        merge=merge,
+        license=license,
+        datasets=dataset,
+        dry_run=dry_run,
+        token=token,
+        create_pr=create_pr,
+    )
+    print(publication)
 
 
 def main() -> None:
@@ -316,3 +351,7 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

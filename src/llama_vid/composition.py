@@ -32,6 +32,7 @@ from .composition_language import (
 )
 from .composition_parts import Part, describe, open_text_decoder, open_vision_tower
 from .conversion_tokenizers import BERT, extend_vocabulary
+from .hub_provenance import composition_step, write_provenance
 
 
 @dataclass
@@ -160,6 +161,8 @@ def create_model(
         with new_folder(output) as folder:
             model.save_pretrained(folder, max_shard_size="5GB")
             processor.save_pretrained(folder)
+            parts = {"vision_tower": vision_tower, "language_model": language_model, "qformer": qformer}
+            write_provenance(folder, [composition_step(**parts)])
     return CreationReport(output, model.dtype, model.config, modules, notes)
 
 

@@ -19,6 +19,7 @@ from .composition import build_processor, new_folder
 from .conversion_files import WEIGHT_FILES, TensorFiles, write_shards
 from .conversion_keys import VISION, check_complete, read_config, rename
 from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, load_tokenizer
+from .hub_provenance import conversion_step, write_provenance
 from .modeling.configuration_llama_vid import LlamaVidConfig
 from .modeling.modeling_llama_vid import LlamaVidForConditionalGeneration
 
@@ -136,6 +137,7 @@ def convert_checkpoint(
         config.save_pretrained(partial)
         custom_object_save(model, partial)
         _generation_config(original).save_pretrained(partial)
+        write_provenance(partial, [conversion_step(source, base_model=base_model)])
         if missing_tokenizer is None:
             build_processor(config, llm_tokenizer, text_tokenizer).save_pretrained(partial)
     return ConversionReport(

@@ -68,7 +68,8 @@ def located(messages: list[dict], folder: Path) -> list[dict]:
 def test_a_split_has_its_files(world):
     names = set(files(world))
     videos = {f"videos/{split}-{i:05d}.mp4" for split in ("train", "test") for i in range(6)}
-    listed = {"world.json", *(f"{split}{end}.jsonl" for split in ("train", "test") for end in ("", "-captions", "-pictures"))}
+    ends = ("", "-captions", "-pictures")
+    listed = {"world.json", *(f"{split}{end}.jsonl" for split in ("train", "test") for end in ends)}
     pictures = {name for name in names if name.startswith("images/") and name.endswith(".png")}
     subtitles = {name for name in names if name.endswith(".srt")}
     assert names == videos | listed | pictures | subtitles

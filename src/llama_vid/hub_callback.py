@@ -1,0 +1,157 @@
+"""A training's part in publishing: it records what it was, and `push_to_hub` leaves on the Hub what `publish` would."""
+
+import logging
+import os
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from trl import ModelConfig, SFTConfig
+
+from .hub import open_repository, publish, upload
+from .hub_files import check_contents
+from .hub_provenance import is_hub_id, provenance_of, public_name, versions, write_provenance
+from .hub_repository import repository
+from .training.arguments import LlamaVidScriptArguments
+from .training.stages import LANGUAGE_MODULES, VISUAL_MODULES
+
+logger = logging.getLogger(__name__)
+
+
+class HubCallback(TrainerCallback):
+    """
+    Writes `provenance.json` into every checkpoint and into `output_dir`, and does in the way of [`publish`] what
+    `push_to_hub`, `hub_model_id`, `hub_strategy`, `hub_revision`, `hub_private_repo`, `hub_always_push` and `hub_token`
+    say:
+
+    - `end`: the result;
+    - `every_save`: also each checkpoint, in the background, as what the repository holds until the next one;
+    - `checkpoint`, `all_checkpoints`: with it all that resuming takes, in `last-checkpoint` or folders of their own.
+
+    `Trainer` would upload training_args.bin, a pickle that holds the token, and a card that knows nothing of the model:
+    it is told not to push, so this must be made before the trainer is. A checkpoint that cannot be pushed is an error
+    in the log; the result is pushed by [`~HubCallback.finish`], which raises.
+
+    Args:
+        script_args (`LlamaVidScriptArguments`): The stage and its data.
+        training_args (`SFTConfig`): TRL's; `push_to_hub` and `hub_token` are taken off it.
+        model_args (`ModelConfig`): TRL's.
+
+    Raises:
+        PermissionError, ConnectionError, ValueError: if nothing could be pushed in the end, as [`publish`].
+    """
+
+    def __init__(self, script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+        self.script_args, self.model_args = script_args, model_args
+        self.output_dir = Path(training_args.output_dir)
+        self.repo_id: str | None = None
+        self._steps: list[dict[str, Any]] = []
+        self._modules: list[str] = []
+        self._job: Future | None = None
+        self._options = {
+            "token": training_args.hub_token,
+            "private": training_args.hub_private_repo,
+            "revision": training_args.hub_revision,
+        }
+        pushes, training_args.push_to_hub, training_args.hub_token = training_args.push_to_hub, False, None
+        if pushes and training_args.process_index == 0:
+            base = model_args.model_name_or_path
+            if model_args.use_peft and base is not None and not is_hub_id(base):
+                raise ValueError(
+                    f"`push_to_hub` of an adapter for `{base}`, which nobody else has: publish the base first, and "
+                    "write its repo id as `model_name_or_path`."
+                )
+            self.repo_id = open_repository(
+                training_args.hub_model_id or self.output_dir.resolve().name, **self._options
+            )
+
+    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
+        """Read what led to the model, and what of it trains."""
+        if state.is_world_process_zero:
+            base = self.model_args.model_name_or_path
+            self._steps = provenance_of(base, self.model_args.model_revision, self._options["token"])
+            trains = {
+                part for name, weight in model.named_parameters() if weight.requires_grad for part in name.split(".")
+            }
+            self._modules = [name for name in (*VISUAL_MODULES, *LANGUAGE_MODULES) if name in trains]
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Complete the checkpoint, and push it."""
+        if not state.is_world_process_zero:
+            return
+        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        write_provenance(checkpoint, [*self._steps, self._step(args, state)])
+        is_busy = self._job is not None and not self._job.done() and not args.hub_always_push
+        if self.repo_id is not None and args.hub_strategy != HubStrategy.END and not is_busy:
+            # The trainer may delete the checkpoint before all of it has been sent.
+            copy = TemporaryDirectory(dir=self.output_dir.resolve().parent, prefix=f".{checkpoint.name}.")
+            shutil.copytree(checkpoint, copy.name, copy_function=_link, dirs_exist_ok=True)
+            where = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+            message = f"Training in progress, step {state.global_step}"
+            self._job = HfApi().run_as_future(self._push, copy, message, where.get(args.hub_strategy))
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Record the training."""
+        if state.is_world_process_zero:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_provenance(self.output_dir, [*self._steps, self._step(args, state)])
+
+    def finish(self) -> None:
+        """Publish what is in `output_dir`, if that was asked for, when everything has been saved there."""
+        if self.repo_id is not None:
+            if self._job is not None:
+                self._job.result()
+            print(publish(self.output_dir, self.repo_id, **self._options))
+
+    def _push(self, copy: TemporaryDirectory, message: str, where: str | None) -> None:
+        """Push a checkpoint: the model, and `where` the whole with what resuming takes."""
+        folder = Path(copy.name)
+        try:
+            with copy, repository(folder, self.repo_id, token=self._options["token"]) as found:
+                files = dict(found.files)
+                if where is not None:
+                    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != TRAINING_ARGS_NAME]
+                    whole = {path.relative_to(folder).as_posix(): path for path in paths}
+                    check_contents({name: path for name, path in whole.items() if name not in files})
+                    files |= {f"{where}/{name}": path for name, path in whole.items()}
+                upload(files, self.repo_id, message, **self._options)
+        except (OSError, ValueError) as error:
+            logger.error("%s was not pushed: %s", message, error)
+
+    def _step(self, args: SFTConfig, state) -> dict[str, Any]:
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        base, lora = self.model_args.model_name_or_path, self.model_args.use_peft
+        return {
+            "step": "training",
+            "stage": self.script_args.stage,
+            "base_model": base if is_hub_id(base) else None,
+            "modules": self._modules,
+            "lora": {"r": self.model_args.lora_r, "alpha": self.model_args.lora_alpha} if lora else None,
+            "datasets": [
+                {"name": public_name(source.path), "format": source.format, "weight": source.weight}
+                for source in self.script_args.train_datasets
+            ],
+            "steps": state.global_step,
+            "epochs": round(state.epoch or 0, 2),
+            "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "learning_rate": args.learning_rate,
+            "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "max_length": args.max_length,
+            "loss": round(losses[-1], 4) if losses else None,
+            "versions": versions("llama-vid", "transformers", "trl", "torch", *(["peft"] if lora else [])),
+        }
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file, which costs no space, or a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

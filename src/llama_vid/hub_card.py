@@ -1,0 +1,248 @@
+"""
+The model card: `model_card.md` filled with what the files beside it say. What they do not say is left out.
+
+An evaluation is told in `evaluation.json`, a list of objects with `name` (what was measured), `dataset` (on which
+data), `metric` (how, such as `exact_match`), `value` (a number), `source` (the script, report or URL that it comes
+from) and, where there is one, `baseline` (the number of what it is compared with).
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files as package_files
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from .hub_provenance import is_hub_id
+from .training.stages import VISUAL_MODULES
+
+# Of cards that may be written anew. Whoever edits a card deletes the line.
+MARKER = (
+    "<!-- Written by `llama-vid publish`, which writes it anew each time. To keep a changed card, delete this line. -->"
+)
+# Of the drafts that TRL and PEFT write beside a model, by what only they have.
+DRAFTS = ("- trl\n", "[More Information Needed]")
+
+TAGS = ["llama-vid", "video", "vision-language-model"]
+TASK = "video-text-to-text"
+PARTS = {  # of the model, by the first names of their tensors
+    "visual encoder": (("model.vision_tower.",), "vision_config"),
+    "text decoder": (("model.qformer", "model.query_tokens."), "qformer_config"),
+    "context attention": (("model.context_attention.",), None),
+    "content projector": (("model.multi_modal_projector.",), None),
+    "language model": (("model.language_model.", "lm_head."), "text_config"),
+}
+
+
+def is_written_by_hand(card: Path) -> bool:
+    """Whether a card is neither ours nor a trainer's draft."""
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8")
+    return MARKER not in text and not any(mark in text for mark in DRAFTS)
+
+
+def render_card(
+    files: Mapping[str, Path],
+    repo_id: str,
+    *,
+    steps: Sequence[dict[str, Any]] = (),
+    base_model: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] | None = None,
+) -> str:
+    """
+    The text of a card.
+
+    Args:
+        files (`Mapping[str, Path]`): The files of the repository by name: a checkpoint, or an adapter.
+        repo_id (`str`): Where they will be, `owner/name`.
+        steps (`Sequence[dict]`): What led to the checkpoint, see `provenance.json`.
+        base_model (`str`, *optional*): Hub id of the model that an adapter is for, or was merged into.
+        license (`str`, *optional*): The Hub's name of a licence; by default that of the weights it began with.
+        datasets (`Sequence[str]`, *optional*): Hub ids of what it was trained on.
+
+    Returns:
+        `str`: Markdown with metadata.
+
+    Raises:
+        ValueError: another licence than that of the weights it began with, or an `evaluation.json` not as above.
+    """
+    adapter = "adapter_config.json" in files
+    name = repo_id.rpartition("/")[2]
+    license = _license(steps, license)
+    evaluation = read_evaluation(files.get("evaluation.json"))
+    bases, relation = _bases(steps, base_model, adapter)
+    metadata = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=TAGS,
+        license=license,
+        base_model=bases,
+        base_model_relation=relation,
+        datasets=list(datasets) if datasets else None,
+        model_name=name if evaluation else None,
+        eval_results=[_result(row) for row in evaluation] or None,
+    )
+    processor = _read(files["processor_config.json"])
+    frame_tokens, fps = processor["frame_seq_length"], processor["video_processor"].get("fps") or 1
+    known = [step["step"] for step in steps]
+    values = {
+        "name": name,
+        "repo_id": repo_id,
+        "adapter": adapter,
+        "base_model": base_model,
+        "license": license,
+        "frame_tokens": frame_tokens,
+        "image_tokens": f"{processor['image_seq_length']:,}",
+        "fps": f"{fps:g}",
+        "hour_tokens": f"{round(frame_tokens * 3600 * fps):,}",
+        "untrained": known == ["composition"],
+        "converted_from": [step["source"] for step in steps if step["step"] == "conversion" and "license" in step],
+        "training": [_training_row(step) for step in steps if step["step"] == "training"],
+        "curve": _curve(files),
+        "evaluation": [_evaluation_row(row) for row in evaluation],
+        "baselines": any(row.get("baseline") is not None for row in evaluation),
+        "versions": _versions(steps, files).items(),
+        "marker": MARKER,
+        **({} if adapter else _architecture(files)),
+    }
+    template = (package_files("llama_vid") / "model_card.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(metadata, template_str=template, **values)
+    # What is left out leaves its empty lines behind.
+    return re.sub(r"\n{3,}", "\n\n", str(card)) + "\n"
+
+
+def read_evaluation(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of an `evaluation.json`, none without a file. Raises ValueError for one that is not as above."""
+    if path is None:
+        return []
+    rows = _read(path)
+    needed = {"name", "dataset", "metric", "value", "source"}
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or not needed <= set(row) <= needed | {"baseline"}:
+            keys = ", ".join(sorted(needed))
+            raise ValueError(f"`{path.name}` must be a list of objects with {keys} (and baseline), got {row!r}.")
+        if not all(isinstance(row[key], int | float) for key in ("value", "baseline") if row.get(key) is not None):
+            raise ValueError(f"`{path.name}`: value and baseline are numbers, got {row!r}.")
+    return rows
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _license(steps: Sequence[dict], license: str | None) -> str | None:
+    inherited = next((step["license"] for step in steps if "license" in step), None)
+    if inherited is not None and license not in (None, inherited):
+        raise ValueError(
+            f"`license={license!r}`, but the weights come from a checkpoint under {inherited}: leave it out."
+        )
+    return inherited or license
+
+
+def _bases(steps: Sequence[dict], base_model: str | None, adapter: bool) -> tuple[list[str] | str | None, str | None]:
+    """Hub ids of what the model was made of, and how it relates to them."""
+    if base_model is not None:
+        return base_model, "adapter" if adapter else "finetune"
+    relation = None
+    for step in reversed(steps):
+        relation = "finetune" if step["step"] == "training" else relation
+        named = {"training": ["base_model"], "conversion": ["source"]}.get(step["step"], [])
+        ids = [step[key] for key in named if step.get(key)] + list(step.get("parts", {}).values())
+        if ids := [name for name in ids if is_hub_id(name)]:
+            return ids if len(ids) > 1 else ids[0], relation
+    return None, None
+
+
+def _result(row: dict) -> EvalResult:
+    url = row["source"] if row["source"].startswith(("http://", "https://")) else None
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=row["dataset"],
+        dataset_name=row["name"],
+        metric_type=row["metric"],
+        metric_value=row["value"],
+        source_name=url,
+        source_url=url,
+    )
+
+
+def _evaluation_row(row: dict) -> dict[str, str]:
+    numbers = {key: f"{row[key]:.6g}" for key in ("value", "baseline") if row.get(key) is not None}
+    return {**row, "baseline": "", **numbers}
+
+
+def _training_row(step: dict) -> list[str]:
+    """The cells of a stage; empty where nothing is known."""
+    modules = ", ".join(step.get("modules", []))
+    lora = step.get("lora")
+    data = [
+        source["name"] + (f" (weight {source['weight']:g})" if source.get("weight", 1) != 1 else "")
+        for source in step.get("datasets", [])
+    ]
+    cells = (
+        step.get("stage"),
+        step.get("base_model"),
+        f"{modules} (LoRA, rank {lora['r']}, on the language model)" if lora else modules,
+        ", ".join(data),
+        step.get("steps"),
+        step.get("batch_size"),
+        step.get("learning_rate"),
+        step.get("loss"),
+    )
+    return ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+
+
+def _curve(files: Mapping[str, Path]) -> dict[str, Any] | None:
+    if "loss_curve.json" not in files or "loss_curve.png" not in files:
+        return None
+    points = _read(files["loss_curve.json"]).get("loss")
+    if not points:
+        return None
+    (first_step, first), (steps, last) = points[0], points[-1]
+    return {"first_step": first_step, "first": f"{first:.4g}", "steps": steps, "last": f"{last:.4g}"}
+
+
+def _versions(steps: Sequence[dict], files: Mapping[str, Path]) -> dict[str, str]:
+    """Of the last step that tells them, else what the files themselves say they were saved with."""
+    known = [step["versions"] for step in steps if step.get("versions")]
+    if known:
+        return known[-1]
+    written = {"config.json": ("transformers", "transformers_version"), "adapter_config.json": ("peft", "peft_version")}
+    found = {package: _read(files[name]).get(key) for name, (package, key) in written.items() if name in files}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def _architecture(files: Mapping[str, Path]) -> dict[str, Any]:
+    """What only a whole model tells: its parts, their sizes, and how long a prompt may be."""
+    config = AutoConfig.from_pretrained(files["config.json"].parent)
+    counts, dtypes, modules = Counter(), Counter(), set()
+    for path in (path for name, path in files.items() if name.endswith(".safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                tensor = tensors.get_slice(name)
+                part = next((part for part, (starts, _) in PARTS.items() if name.startswith(starts)), "other")
+                counts[part] += prod(tensor.get_shape())
+                dtypes[tensor.get_dtype()] += prod(tensor.get_shape())
+                modules.add(name.split(".")[1])
+    kinds = {
+        part: "" if field is None else f"`{getattr(config, field).model_type}`" for part, (_, field) in PARTS.items()
+    }
+    kinds["visual encoder"] += f", {config.vision_config.image_size} px"
+    parts = [
+        {"name": part, "kind": kinds.get(part, ""), "parameters": f"{counts[part]:,}"} for part in (*PARTS, "other")
+    ]
+    return {
+        "parts": [part for part in parts if part["parameters"] != "0"],
+        "dtypes": ", ".join(dtype for dtype, _ in dtypes.most_common()),
+        "all_parameters": f"{counts.total():,}",
+        "context_length": f"{config.context_length:,}" if config.context_length else None,
+        "visual_modules": [name for name in VISUAL_MODULES if name in modules],
+    }

@@ -1,0 +1,176 @@
+"""From a folder to the files of a repository: completed, checked, with a card, and tried out."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from .hub_card import is_written_by_hand, render_card
+from .hub_files import CARD, check_contents, code_files, collect, find_private
+from .hub_provenance import is_hub_id, provenance_of, read_provenance
+from .training.trained_modules import DESCRIPTION, WEIGHTS, load_trained_modules, read_trained_modules
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass
+class Repository:
+    """
+    What goes to the Hub.
+
+    Args:
+        files (`dict[str, Path]`): Files by their path in the repository.
+        left_out (`list[str]`): What of the folder does not belong there.
+    """
+
+    files: dict[str, Path]
+    left_out: list[str]
+
+
+@contextmanager
+def repository(
+    folder: Path,
+    repo_id: str,
+    *,
+    merge: bool = False,
+    license: str | None = None,
+    datasets: Sequence[str] | None = None,
+    token: str | None = None,
+) -> Iterator[Repository]:
+    """
+    The files of a repository, with the card written to the folder. Arguments and errors are those of
+    [`~llama_vid.publish`]; models that are merged or completed are beside the folder while the context lasts.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`{folder}` is no folder: pass that of a checkpoint or an adapter.")
+    files, left_out = collect(folder)
+    base, revision = _base(folder, files)
+    if merge and ADAPTER not in files:
+        raise ValueError(f"`merge` is for adapters, and `{folder}` has no {ADAPTER}: leave it out.")
+    if ADAPTER in files and not merge and not is_hub_id(base):
+        raise ValueError(
+            f"{ADAPTER} names the base model by the local path `{base}`: publish that, write its repo id there as "
+            "base_model_name_or_path, or merge the two."
+        )
+    with ExitStack() as stack:
+        if merge or DESCRIPTION in files:
+            place = folder.resolve()  # beside it is room for a model
+            work = stack.enter_context(TemporaryDirectory(dir=place.parent, prefix=f".{place.name}."))
+            files = _completed(folder, files, base, revision, Path(work))
+        _check_kinds(folder, files)
+        # The package's own code is what the folder's was compared with.
+        files = {**files, **code_files()}
+        is_kept = is_written_by_hand(folder / CARD)
+        if not is_kept:
+            files.pop(CARD, None)
+        check_contents({name: path for name, path in files.items() if path.suffix != ".py"}, token)
+        if not is_kept:
+            known = base if base is not None and is_hub_id(base) else None
+            steps = read_provenance(folder)
+            if not steps and known is not None:
+                # How it was trained is not known here; where the weights come from is.
+                steps = [step for step in provenance_of(known, revision, token) if step["step"] == "conversion"]
+            text = render_card(files, repo_id, steps=steps, base_model=known, license=license, datasets=datasets)
+            if found := find_private(CARD, text, token):
+                raise ValueError(f"The card would tell what must not go to the Hub: {'; '.join(found)}.")
+            _write_card(folder / CARD, text)
+        files[CARD] = folder / CARD
+        yield Repository(dict(sorted(files.items())), left_out)
+
+
+def ask_as_a_stranger(files: Mapping[str, Path], token: str | None = None) -> str:
+    """
+    Load the files in a process of its own, with transformers and their own code alone, and ask something.
+
+    Args:
+        files (`Mapping[str, Path]`): Files by their path in the repository.
+        token (`str`, *optional*): For the base of an adapter, if that is private.
+
+    Returns:
+        `str`: The answer.
+
+    Raises:
+        ValueError: if that fails, with the reason.
+    """
+    with TemporaryDirectory() as work:
+        for name, path in files.items():
+            place = Path(work, "repository", name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve())
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(work, "modules"))}
+        if ADAPTER not in files:
+            environment["HF_HUB_OFFLINE"] = "1"  # everything must be there
+        elif token is not None:
+            environment["HF_TOKEN"] = token
+        # -P: the package's folder would be searched first, for names such as `data`.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("hub_check.py"))]
+        command += [str(Path(work, "repository")), str(Path(work, "report.json"))]
+        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+        report = {"error": f"the process ended with {result.returncode}"}
+        if Path(work, "report.json").is_file():
+            report = json.loads(Path(work, "report.json").read_text(encoding="utf-8"))
+        if "error" in report:
+            reason = report["error"].replace(str(Path(work, "repository")), "the folder")
+            raise ValueError(f"What was to be published does not load and answer on its own: {reason}")
+        return report["answer"]
+
+
+def _base(folder: Path, files: Mapping[str, Path]) -> tuple[str | None, str | None]:
+    """Model and revision that an adapter or trained modules are for."""
+    if ADAPTER in files:
+        config = json.loads(files[ADAPTER].read_text(encoding="utf-8"))
+        return config["base_model_name_or_path"], config.get("revision")
+    trained = read_trained_modules(folder)
+    return (None, None) if trained is None else (trained.base_model_name_or_path, trained.base_model_revision)
+
+
+def _completed(folder: Path, files: Mapping[str, Path], base: str, revision: str | None, work: Path) -> dict[str, Path]:
+    """The same files with a whole model, saved to `work`, in place of an adapter or of some modules."""
+    model = load_trained_modules(folder) if DESCRIPTION in files else _merged(folder, base, revision)
+    model.save_pretrained(work, max_shard_size="5GB")
+    others = {name: path for name, path in files.items() if not name.startswith("adapter_")}
+    others = {name: path for name, path in others.items() if name not in (WEIGHTS, DESCRIPTION)}
+    return {**others, **{path.name: path for path in work.iterdir()}}
+
+
+def _merged(folder: Path, base: str, revision: str | None) -> PreTrainedModel:
+    from peft import PeftModel
+
+    if Path(base).is_dir() and read_trained_modules(base) is not None:
+        model = load_trained_modules(base)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision or "main", dtype="auto")
+    return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+
+
+def _check_kinds(folder: Path, files: Mapping[str, Path]) -> None:
+    needed = ["processor_config.json"] + ([] if ADAPTER in files else ["config.json"])
+    missing = [name for name in needed if name not in files]
+    if not any(name.endswith(".safetensors") for name in files):
+        missing.append("safetensors")
+    if missing:
+        raise ValueError(
+            f"`{folder}` is no checkpoint of a LLaMA-VID, {' and '.join(missing)} is missing: save model "
+            "(or adapter) and processor into it with save_pretrained."
+        )
+    if "config.json" in files:
+        model_type = json.loads(files["config.json"].read_text(encoding="utf-8")).get("model_type")
+        if model_type != "llama_vid":
+            raise ValueError(f"`{folder}` is no checkpoint of a LLaMA-VID: its model_type is {model_type!r}.")
+
+
+def _write_card(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"The card cannot be written to `{path}`: {error.strerror}") from error

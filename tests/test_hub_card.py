@@ -1,0 +1,177 @@
+"""The model card: what it says, what it leaves out, and where its figures come from."""
+
+import json
+import re
+import shutil
+from math import prod
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from llama_vid.hub_card import MARKER, is_written_by_hand, render_card
+from llama_vid.hub_files import collect
+from llama_vid.hub_provenance import composition_step, conversion_step, read_provenance, write_provenance
+from llama_vid.session import TINY_CHECKPOINT
+
+TRAINING = {
+    "step": "training",
+    "stage": 2,
+    "base_model": "someone/base",
+    "modules": ["qformer", "language_model"],
+    "lora": {"r": 64, "alpha": 16},
+    "datasets": [{"name": "chats.json", "format": "llava", "weight": 0.5}],
+    "steps": 1234,
+    "batch_size": 128,
+    "learning_rate": 2e-5,
+    "loss": 0.9876,
+    "versions": {"llama-vid": "0.1.0", "trl": "1.16.0"},
+}
+EVALUATION = {
+    "name": "Questions about new films",
+    "dataset": "someone/films",
+    "metric": "exact_match",
+    "value": 0.8125,
+    "baseline": 0.25,
+    "source": "https://example.org/report",
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = shutil.copytree(TINY_CHECKPOINT, tmp_path / "checkpoint")
+    for name in ("evaluation.json", "loss_curve.json", "loss_curve.png"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def card_of(folder: Path, **options) -> ModelCard:
+    return ModelCard(render_card(collect(folder)[0], "someone/tiny", **options))
+
+
+def test_what_is_unknown_is_left_out(folder):
+    card = card_of(folder)
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "video-text-to-text",
+        "tags": ["llama-vid", "video", "vision-language-model"],
+    }
+    assert re.findall("^## (.*)", card.text, re.MULTILINE) == [
+        *("What a frame costs", "What it is made of", "Use", "Intended use and limits", "Made with", "Citation"),
+    ]
+    assert "None" not in card.text
+    assert "{%" not in card.text
+    assert "\n\n\n" not in card.text
+
+
+def test_costs_and_sizes_are_those_of_the_files(folder):
+    text = card_of(folder).text
+    processor = json.loads((folder / "processor_config.json").read_text())
+    tokens, fps = processor["frame_seq_length"], processor["video_processor"]["fps"]
+    assert f"| video frame | {tokens} | {round(tokens * 3600 * fps):,} |" in text
+    assert f"| image | {processor['image_seq_length']} | |" in text
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        sizes = {name: prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    assert f"| all | F32 | {sum(sizes.values()):,} |" in text
+    vision = sum(size for name, size in sizes.items() if "vision_tower" in name)
+    assert re.search(rf"\| visual encoder \| `\w+`, \d+ px \| {vision:,} \|", text)
+
+
+def test_training_and_evaluation_are_those_of_their_files(folder):
+    (folder / "loss_curve.json").write_text(json.dumps({"loss": [[10, 2.5], [1234, 0.98765]], "eval_loss": []}))
+    (folder / "loss_curve.png").write_bytes(b"png")
+    (folder / "evaluation.json").write_text(json.dumps([EVALUATION, {**EVALUATION, "metric": "f1", "baseline": None}]))
+    card = card_of(folder, steps=[TRAINING], datasets=["someone/chats"], license="apache-2.0")
+    assert (
+        "| 2 | someone/base | qformer, language_model (LoRA, rank 64, on the language model) | chats.json (weight 0.5) "
+        "| 1234 | 128 | 2e-05 | 0.9876 |" in card.text
+    )
+    assert "The loss went from 2.5 (step 10) to 0.9877 (step 1234)" in card.text
+    assert "| exact_match | **0.8125** | 0.25 | https://example.org/report |" in card.text
+    assert "| f1 | **0.8125** |  | https" in card.text
+    assert "llama-vid 0.1.0, trl 1.16.0." in card.text
+
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("someone/base", "finetune")
+    assert (data["license"], data["datasets"]) == ("apache-2.0", ["someone/chats"])
+    [result, _] = card.data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("someone/films", "exact_match", 0.8125)
+    assert result.source_url == EVALUATION["source"]
+
+
+@pytest.mark.parametrize(
+    "source", ["YanweiLi/llama-vid-7b-full-224-long-video", "originals/llama-vid-7b-full-224-long-video"]
+)
+def test_converted_releases_keep_their_licence(folder, source):
+    steps = [conversion_step(source), {**TRAINING, "base_model": None}]
+    card = card_of(folder, steps=steps)
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "converted from [YanweiLi/llama-vid-7b-full-224-long-video](https://huggingface.co/YanweiLi/" in card.text
+    assert card.data.base_model == "YanweiLi/llama-vid-7b-full-224-long-video"
+    with pytest.raises(ValueError, match=r"`license='mit'`, but the weights come from a checkpoint under cc-by-nc-4.0"):
+        card_of(folder, steps=steps, license="mit")
+
+
+def test_a_conversion_of_ones_own_brings_no_licence(folder, tmp_path):
+    step = conversion_step(tmp_path / "my-own-run", base_model="lmsys/vicuna-7b-v1.5")
+    assert (step["source"], step["base_model"]) == ("my-own-run", "lmsys/vicuna-7b-v1.5")
+    card = card_of(folder, steps=[step])
+    assert card.data.license is None
+    assert "converted" not in card.text
+
+
+def test_a_new_model_says_that_it_is_untrained(folder, tmp_path):
+    (tmp_path / "vicuna").mkdir()
+    step = composition_step(vision_tower="openai/clip", language_model=tmp_path / "vicuna", qformer=None)
+    assert step["parts"] == {"vision_tower": "openai/clip", "language_model": "vicuna"}
+    card = card_of(folder, steps=[step])
+    assert "**This model is untrained**" in card.text
+    assert card.data.base_model == "openai/clip"
+    assert "untrained" not in card_of(folder, steps=[step, TRAINING]).text
+
+
+def test_an_adapter(folder):
+    files = collect(folder)[0]
+    files = {name: path for name, path in files.items() if name not in ("config.json", "model.safetensors")}
+    (folder / "adapter_config.json").write_text('{"peft_version": "0.21.2"}')
+    files["adapter_config.json"] = folder / "adapter_config.json"
+    card = ModelCard(render_card(files, "someone/adapter", base_model="someone/tiny"))
+    data = card.data
+    assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "someone/tiny", "adapter")
+    assert 'PeftModel.from_pretrained(base, "someone/adapter")' in card.text
+    assert "What it is made of" not in card.text
+    assert "peft 0.21.2." in card.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"accuracy": 0.9}, "must be a list of objects with dataset, metric, name, source, value"),
+        ([{**EVALUATION, "extra": 1}], "must be a list of objects"),
+        ([{**EVALUATION, "value": "0.9"}], "value and baseline are numbers"),
+    ],
+)
+def test_bad_evaluations(folder, content, message):
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        card_of(folder)
+
+
+def test_whose_a_card_is(tmp_path):
+    card = tmp_path / "README.md"
+    assert not is_written_by_hand(card)
+    for text in (f"# Title\n{MARKER}\n", "---\ntags:\n- trl\n---\n", "[More Information Needed]"):
+        card.write_text(text)
+        assert not is_written_by_hand(card)
+    card.write_text("# Title")
+    assert is_written_by_hand(card)
+
+
+def test_provenance_is_kept_beside_the_weights(tmp_path):
+    assert read_provenance(tmp_path) == []
+    write_provenance(tmp_path, [TRAINING])
+    assert read_provenance(tmp_path) == [TRAINING]
+    (tmp_path / "provenance.json").write_text('{"stage": 2}')
+    with pytest.raises(ValueError, match="must be a list of steps"):
+        read_provenance(tmp_path)

@@ -1,0 +1,151 @@
+"""What of a folder goes to the Hub, and what is found in it that must not."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import llama_vid.modeling
+from llama_vid.hub_files import check_contents, code_files, collect, find_private
+from llama_vid.session import TINY_CHECKPOINT
+
+# Joined here, so that no file of the repository looks as if it held one.
+TOKEN = "hf_" + "x" * 34
+HOME = "/".join(["", "home", "jane", "models"])
+EMAIL = "jane" + "@example.com"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return shutil.copytree(TINY_CHECKPOINT, tmp_path / "checkpoint")
+
+
+def test_a_checkpoint_goes_up_whole(folder):
+    shutil.copy(code_files()["modeling_llama_vid.py"], folder)
+    (folder / "loss_curve.png").write_bytes(b"png")
+    (folder / "LICENSE").write_text("Do as you please.")
+    files, left_out = collect(folder)
+    assert {folder / name for name in files} == {path for path in folder.rglob("*") if path.is_file()}
+    assert left_out == []
+    check_contents(files)
+
+
+def test_what_a_training_leaves_is_no_part_of_a_model(folder):
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json"):
+        (folder / name).write_bytes(b"state")
+    for name in ("checkpoint-20", "runs"):
+        (folder / name).mkdir()
+        (folder / name / "events.bin").write_bytes(b"state")
+    files, left_out = collect(folder)
+    assert set(files) == set(collect(Path(TINY_CHECKPOINT))[0])
+    assert left_out == [
+        *("checkpoint-20", "optimizer.pt", "rng_state_0.pth", "runs", "scheduler.pt", "trainer_state.json"),
+        "training_args.bin",
+    ]
+
+
+def test_everything_that_is_refused_is_named_at_once(folder, tmp_path):
+    (tmp_path / "outside.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    (folder / "handler.py").write_text("print()")
+    (folder / "modeling_llama_vid.py").write_text("changed = True")
+    (folder / "notes.docx").write_bytes(b"notes")
+    (folder / ".env").write_text("A=1")
+    (folder / "linked.json").symlink_to(tmp_path / "outside.json")
+    (folder / "linked").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ValueError, match="holds what does not go to the Hub") as raised:
+        collect(folder)
+    message = str(raised.value)
+    for name, reason in {
+        ".env": "hidden",
+        "handler.py": "code that is not this package's",
+        "linked": "a link to a folder, or out of this one",
+        "linked.json": "a link to a folder, or out of this one",
+        "modeling_llama_vid.py": "differs from this package's",
+        "notes.docx": "neither safetensors, JSON, text, template nor image",
+        "pipe": "no regular file",
+        "pytorch_model.bin": "neither safetensors",
+    }.items():
+        assert f"{name} ({reason}" in message
+
+
+def test_a_link_inside_the_folder_is_followed(folder):
+    (folder / "copy.json").symlink_to("config.json")
+    assert "copy.json" in collect(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (f"login with {TOKEN}", "a Hugging Face token"),
+        ("key: sk-" + "a1" * 20, "an API key"),
+        ("AKIA" + "A" * 16, "an API key"),
+        ("ghp_" + "a" * 36, "a GitHub token"),
+        ("-----BEGIN RSA " + "PRIVATE KEY-----", "a private key"),
+        ("https://jane:letmein" + "@example.org/data", "a password in a URL"),
+        ('{"wandb_api_key": "' + "0a" * 20 + '"}', "a password or key"),
+        (f"ask {EMAIL}", "an e-mail address"),
+        (f"trained in {HOME}", "a home directory"),
+        ("C:\\Users\\" + "jane\\models", "a home directory"),
+    ],
+)
+def test_secrets_and_personal_data(folder, text, kind):
+    (folder / "notes.md").write_text(f"First line.\n{text}\n")
+    with pytest.raises(ValueError, match=f"notes.md, line 2: {kind}") as raised:
+        check_contents(collect(folder)[0])
+    assert text not in str(raised.value)
+    assert TOKEN not in str(raised.value)
+
+
+def test_the_token_in_use_is_found_whatever_it_looks_like(folder):
+    (folder / "notes.txt").write_text("open sesame, please")
+    with pytest.raises(ValueError, match="line 1: the token in use"):
+        check_contents(collect(folder)[0], token="open sesame")
+
+
+def test_metadata_of_weights_are_text_too(folder):
+    save_file({"a": torch.zeros(1)}, folder / "more.safetensors", metadata={"by": EMAIL})
+    with pytest.raises(ValueError, match=r"more.safetensors, line 1: an e-mail address"):
+        check_contents(collect(folder)[0])
+
+
+def test_vocabularies_are_fragments_and_no_addresses():
+    assert find_private("tokenizer.json", f'"{EMAIL}": 5, "{HOME}": 6') == []
+    assert find_private("tokenizer.json", TOKEN) == ["tokenizer.json, line 1: a Hugging Face token"]
+
+
+@pytest.mark.parametrize("value", ["/data/models/vicuna", "~/vicuna", "./vicuna", "..\\vicuna", "D:\\vicuna", "file:v"])
+def test_configurations_name_no_place_on_this_machine(folder, value):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["_name_or_path"] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json: `text_config._name_or_path` is the local path"):
+        check_contents(collect(folder)[0])
+
+
+def test_a_folder_that_could_be_a_hub_id(folder, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "stage1").mkdir(parents=True)
+    (folder / "more.json").write_text('{"base_model_name_or_path": "runs/stage1"}')
+    check_contents(collect(folder)[0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"more.json: `base_model_name_or_path` is the local path 'runs/stage1'"):
+        check_contents(collect(folder)[0])
+
+
+def test_texts_that_are_none(folder):
+    (folder / "notes.txt").write_bytes(b"\xff\xfe\xfa")
+    (folder / "more.json").write_text("{")
+    with pytest.raises(ValueError, match=r"more.json is no JSON .*notes.txt is no UTF-8 text"):
+        check_contents(collect(folder)[0])
+
+
+def test_own_code_is_all_of_it():
+    folder = Path(llama_vid.modeling.__file__).parent
+    assert set(code_files()) == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    check_contents(code_files())
+    assert all(find_private(name, path.read_text()) == [] for name, path in code_files().items())
