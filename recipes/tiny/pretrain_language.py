@@ -1,0 +1,132 @@
+"""
+Pre-train the small language model on the world's language: scenes in words, and questions about them with answers.
+
+    python recipes/tiny/pretrain_language.py --output models/tiny/language-model
+
+A scene is told as a caption or as a diary, a sentence for each second; questions follow as a chat in Vicuna's form.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from random import Random
+
+from datasets import Dataset
+from tokenizers_of_the_world import llm_tokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from llama_vid.composition import new_folder
+from llama_vid.data.shapes import make_scene
+from llama_vid.data.shapes_questions import Question, caption, diary, questions, sentences
+from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
+
+VOCABULARY = 900
+SYSTEM = [
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: ASSISTANT:",
+    "Below is a movie. Memorize the content and answer my question after watching this movie. Now the movie end.",
+    "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?'\"()-",
+]
+
+
+def corpus(scenes: int) -> list[str]:
+    """What the tokenizers are trained on."""
+    return [*sentences(scenes), *SYSTEM]
+
+
+def tell(number: int, seed: int, longest: int) -> list[dict[str, str]]:
+    """A chat about a scene in words."""
+    random = Random(f"language {seed} {number}")
+    scene = make_scene(f"{seed}/language/{number}", seconds=random.randint(8, longest))
+    in_full = random.random() < 0.7
+    told = diary(scene) if in_full else caption(scene)
+    asked = [question for question in questions(scene, random) if in_full or _is_in_caption(question)]
+    random.shuffle(asked)
+    messages = []
+    for number, question in enumerate(asked):
+        text = question.text if number else f"{told}\n{question.text}"
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": question.answer}]
+    return messages
+
+
+def _is_in_caption(question: Question) -> bool:
+    """Whether a caption says enough; it does not tell what was when."""
+    together = ("at once", "at the same time")
+    return question.kind not in ("when", "said") and not any(words in question.text for words in together)
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--chats", type=int, default=24000)
+    parser.add_argument("--longest", type=int, default=40, help="seconds of a scene")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--hidden-size", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tokenizer = llm_tokenizer(corpus(2000), VOCABULARY)
+    tokenizer.chat_template = CHAT_TEMPLATES["vicuna_v1"]
+    numbers = range(arguments.chats)
+    chats = Dataset.from_generator(
+        lambda: ({"messages": tell(number, arguments.seed, arguments.longest)} for number in numbers),
+        fingerprint=f"tiny-language-{arguments.chats}-{arguments.longest}-{arguments.seed}",
+    )
+
+    set_seed(arguments.seed)
+    width = arguments.hidden_size
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=arguments.layers,
+            num_attention_heads=4,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            initializer_range=width**-0.5,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(
+            output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
+            num_train_epochs=arguments.epochs,
+            per_device_train_batch_size=16,
+            learning_rate=arguments.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.01,
+            adam_beta2=0.98,
+            max_length=None,
+            bf16=False,
+            gradient_checkpointing=False,
+            train_sampling_strategy="group_by_length",
+            logging_steps=50,
+            save_strategy="no",
+            seed=arguments.seed,
+            report_to="none",
+            use_cpu=True,
+            dataset_num_proc=2,
+        ),
+        train_dataset=chats,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)
+    with new_folder(arguments.output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    log = arguments.output / "training_log.json"
+    log.write_text(json.dumps(trainer.state.log_history, indent=1) + os.linesep, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
