@@ -156,7 +156,8 @@ def main(arguments: argparse.Namespace) -> tuple[str, str]:
         f"Stage 2, {arguments.batch_size} chats of {arguments.turns} turns about a clip of {arguments.seconds} frames "
         f"({tokens:,} tokens in all), as shares of full training without gradient checkpointing "
         f"({seconds:.2f} s a step, {memory / 1e9:.2f} GB, weights and process included); {arguments.vision_layers} "
-        f"layers of encoder, {arguments.language_layers} of language model, width {arguments.hidden_size}, {arguments.dtype}.",
+        f"layers of encoder, {arguments.language_layers} of language model, width {arguments.hidden_size}, "
+        f"{arguments.dtype}.",
         "",
         "| | time of a step | peak memory |",
         "|---|---|---|",

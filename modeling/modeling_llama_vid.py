@@ -9,6 +9,7 @@ from packaging.version import Version
 from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging, torch_compilable_check
 
@@ -18,6 +19,7 @@ from .modeling_llama_vid_visual import (
     LlamaVidPreTrainedModel,
     LlamaVidVisualModel,
     LlamaVidVisualOutput,
+    is_distributed,
 )
 
 logger = logging.get_logger(__name__)
@@ -106,13 +108,9 @@ class LlamaVidModel(LlamaVidVisualModel):
         mask = mask.unsqueeze(-1).to(inputs_embeds.device)
         return inputs_embeds.masked_scatter(mask, tokens.to(inputs_embeds.device, inputs_embeds.dtype))
 
-    def _unused_visual_path(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Zero, through every visual module: distributed training waits for gradients that text alone lacks."""
-        size = self.config.vision_config.image_size
-        pixels = torch.zeros(1, 3, size, size, device=inputs_embeds.device)
-        ids = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
-        tokens = self.get_video_features(pixels, qformer_input_ids_videos=ids)
-        return tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype) * 0
+    def _place_nothing(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The same, with every visual module before it: other processes wait for their gradients, or their calls."""
+        return inputs_embeds + self._no_visual_tokens().sum().to(inputs_embeds.device, inputs_embeds.dtype)
 
     def _embed(
         self,
@@ -137,7 +135,11 @@ class LlamaVidModel(LlamaVidVisualModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         images = videos = None
-        if pixel_values is not None or image_features is not None:
+        has_images = pixel_values is not None or image_features is not None
+        has_videos = pixel_values_videos is not None or video_features is not None
+        images_anywhere, videos_anywhere = self._most_of_processes(has_images, has_videos)
+        text_lacks_gradients = self.training and is_distributed() and not (images_anywhere or videos_anywhere)
+        if has_images:
             images = self.get_image_features(
                 pixel_values,
                 qformer_input_ids,
@@ -147,7 +149,9 @@ class LlamaVidModel(LlamaVidVisualModel):
                 return_dict=True,
             )
             inputs_embeds = self._place("image", input_ids, inputs_embeds, images.pooler_output)
-        if pixel_values_videos is not None or video_features is not None:
+        elif images_anywhere:
+            inputs_embeds = self._place_nothing(inputs_embeds)
+        if has_videos:
             videos = self.get_video_features(
                 pixel_values_videos,
                 video_num_frames,
@@ -158,6 +162,8 @@ class LlamaVidModel(LlamaVidVisualModel):
                 return_dict=True,
             )
             inputs_embeds = self._place("video", input_ids, inputs_embeds, videos.pooler_output)
+        elif videos_anywhere or text_lacks_gradients:
+            inputs_embeds = self._place_nothing(inputs_embeds)
         return inputs_embeds, images, videos
 
     @can_return_tuple
@@ -221,8 +227,6 @@ class LlamaVidModel(LlamaVidVisualModel):
         is_prompt = cache is None or (inputs_embeds.shape[1] > 1 and cache.get_seq_length() == 0)
         if is_prompt and input_ids is not None:
             self._check_visuals_given(input_ids, images, videos)
-        if self.training and images is None and videos is None and _is_distributed():
-            inputs_embeds = inputs_embeds + self._unused_visual_path(inputs_embeds)
         if is_prompt and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # Real tokens count from 0 whatever the padding side, for language models with absolute positions too.
             position_ids = _positions(attention_mask)
@@ -298,6 +302,12 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
     def set_output_embeddings(self, value: nn.Module):
         """Replace the head."""
         self.lm_head = value
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers, by the names of this class: under ZeRO-3 it would take those of far older checkpoints."""
+        if is_deepspeed_zero3_enabled():
+            kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(*args, **kwargs)
 
     def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See [`LlamaVidModel.encode_frames`]."""
@@ -539,10 +549,6 @@ _VISUAL_INPUTS = (
     "image_features",
     "video_features",
 )
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 __all__ = [

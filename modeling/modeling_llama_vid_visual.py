@@ -3,12 +3,16 @@
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, BertModel, InstructBlipQFormerModel, InstructBlipVisionModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
@@ -160,6 +164,13 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
         freeze_what_is_not_read(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        """As in transformers, but the text decoder's layers are left alone: they are part of a chunk of frames."""
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for name, module in self.named_modules():
+            if ".qformer." in f".{name}" and isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -183,11 +194,13 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
     The half of [`LlamaVidModel`] before the language model: visual encoder, text decoder, context attention, projector.
 
     `frames_per_chunk` (`int`, 64): everything between pixels and visual tokens runs for so many frames at a time, which
-    bounds memory and changes no result.
+    bounds memory and changes no result. With gradient checkpointing, what lies behind the visual encoder is computed
+    again in the backward pass, a chunk at a time, so that a long video's activations are not kept either.
     """
 
     def __init__(self, config: LlamaVidConfig):
         super().__init__(config)
+        self.gradient_checkpointing = False
         self._frames_per_chunk = 64
         self.vision_tower = _build_vision_tower(config)
         if config.use_context_token:
@@ -244,20 +257,46 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                 f"`pixel_values` must have the shape (frames ≥ 1, 3, {size}, {size}) for this vision tower, got "
                 f"{tuple(pixel_values.shape)}: use this checkpoint's processor."
             )
+        return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As `encode_frames`, of no frame too."""
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        chunks = pixel_values.split(self.frames_per_chunk)
+        number = self._num_chunks(len(pixel_values), trains)
+        if number == 0:
+            rows = self.config.patch_grid_side**2 + 1
+            return pixel_values.new_empty(0, rows, self.config.vision_config.hidden_size)
+        encoded_chunks = (
+            self.vision_tower(pixel_values=_at_least_one(chunk)).last_hidden_state[: len(chunk)]
+            for chunk in pixel_values.tensor_split(number)
+        )
         if trains and torch.is_grad_enabled():
-            return torch.cat([self.vision_tower(pixel_values=chunk).last_hidden_state for chunk in chunks])
+            return torch.cat(list(encoded_chunks))
         features, start = None, 0
-        for chunk in chunks:
-            with torch.no_grad():
-                encoded = self.vision_tower(pixel_values=chunk).last_hidden_state
-            if features is None:  # written into place: joining chunks would hold a long video's features twice
-                features = encoded.new_empty(len(pixel_values), *encoded.shape[1:])
-            features[start : start + len(chunk)] = encoded
-            start += len(chunk)
-            del encoded  # or it would stay while the next chunk is encoded
+        with torch.no_grad():
+            for encoded in encoded_chunks:
+                if features is None:  # written into place: joining chunks would hold a long video's features twice
+                    features = encoded.new_empty(len(pixel_values), *encoded.shape[1:])
+                features[start : start + len(encoded)] = encoded
+                start += len(encoded)
+                del encoded  # or it would stay while the next chunk is encoded
         return features
+
+    def _num_chunks(self, num_frames: int, trains: bool) -> int:
+        """Into how many chunks frames are split: where there are several processes, perhaps more than frames."""
+        least = int(trains and self.training and is_distributed())  # or processes with gradients would wait
+        return self._most_of_processes(max(-(-num_frames // self.frames_per_chunk), least))[0]
+
+    def _most_of_processes(self, *numbers: int) -> list[int]:
+        """
+        Of each number the greatest that any process has, where all of them gather a module's parameters when they call
+        it: one that called it less often than another would let it wait forever.
+        """
+        if not is_distributed() or not (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)):
+            return list(numbers)
+        most = torch.tensor(numbers, dtype=torch.long, device=self.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return most.tolist()
 
     def get_image_features(
         self,
@@ -358,6 +397,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             raise ValueError(f"Pass `{pixels_name}` or `{kind}_features`.")
         if features is None:
             return self.encode_frames(pixels)
+        encoded = self._encode(self._no_pixels()) if pixels is None else self.encode_frames(pixels)
         num_patches, width = self.config.patch_grid_side**2, self.config.vision_config.hidden_size
         if features.ndim != 3 or features.shape[1] not in (num_patches, num_patches + 1) or features.shape[2] != width:
             raise ValueError(
@@ -366,7 +406,6 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             )
         if pixels is None:
             return features
-        encoded = self.encode_frames(pixels)
         if encoded.shape[1] != features.shape[1]:
             raise ValueError(
                 f"`{kind}_features` have {features.shape[1]} rows, what stands beside them as pixels has "
@@ -387,40 +426,72 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
     ) -> torch.Tensor | LlamaVidVisualOutput:
         """Context and content tokens of `frames`, a chunk of them at a time."""
         if self.config.use_context_token:
-            self._check_instructions(qformer_input_ids, qformer_attention_mask, int(instructions.max()) + 1)
+            self._check_instructions(qformer_input_ids, qformer_attention_mask, len(instructions.unique()))
             if uses_cls and features.shape[1] == self.config.patch_grid_side**2:
                 raise ValueError(
                     f"The features have {features.shape[1]} rows and so no CLS, which this checkpoint's text decoder "
                     "attends to: keep the CLS row, or set the configuration's `image_/video_qformer_uses_cls` to False."
                 )
-        dtype = self.vision_tower.dtype  # kept features may have another
+        number = self._num_chunks(len(frames), trains=True)
+        make_tokens = self._chunk_tokens
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Never reentrant: features of a frozen encoder need no gradient, and the modules would get none either.
+            make_tokens = partial(checkpoint, make_tokens, use_reentrant=False)
         tokens, attentions = [], []
-        for start in range(0, len(frames), self.frames_per_chunk):
-            chunk = slice(start, start + self.frames_per_chunk)
-            visual = features[frames[chunk].to(features.device)].to(dtype)  # (chunk, rows, C)
-            patches = visual[:, -(self.config.patch_grid_side**2) :]  # (chunk, N, C), CLS dropped
-            parts = []
-            if self.config.use_context_token:
-                rows = instructions[chunk].to(qformer_input_ids.device)
-                ids = qformer_input_ids[rows]  # (chunk, length)
-                mask = torch.ones_like(ids) if qformer_attention_mask is None else qformer_attention_mask[rows]
-                # Kept features may lie on the CPU: they follow the instructions a chunk at a time.
-                visual, patches = visual.to(ids.device), patches.to(ids.device)
-                text_query, query_mask = self._text_query(ids, mask, visual if uses_cls else patches)
-                context, weights = self.context_attention(text_query, patches, query_mask)
-                parts.append(context)
-                attentions.append(weights)
-            if self.config.use_content_token:
-                parts.append(self.multi_modal_projector(_pool_patches(patches, grid_size)))
-            tokens.append(torch.cat([part.to(parts[0].device) for part in parts], dim=1))  # (chunk, tokens, H)
+        for chunk, rows in zip(frames.tensor_split(number), instructions.tensor_split(number), strict=True):
+            ids, mask = (
+                None if text is None else text[rows.to(text.device)]
+                for text in (qformer_input_ids, qformer_attention_mask)
+            )
+            chunk_tokens, weights = make_tokens(features, chunk, ids, mask, grid_size, uses_cls)
+            tokens.append(chunk_tokens)
+            attentions.append(weights)
         tokens = torch.cat(tokens)
         if not return_dict:
             return tokens
         return LlamaVidVisualOutput(
             last_hidden_state=features,
             pooler_output=tokens,
-            context_attentions=torch.cat(attentions) if attentions else None,
+            context_attentions=torch.cat(attentions) if self.config.use_context_token else None,
         )
+
+    def _chunk_tokens(
+        self,
+        features: torch.Tensor,
+        frames: torch.Tensor,  # of the chunk
+        ids: torch.Tensor | None,  # of its instructions, (chunk, length)
+        mask: torch.Tensor | None,
+        grid_size: int | None,
+        uses_cls: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (chunk, tokens, H) and the weights of patches (chunk, N)."""
+        # Kept features may have another type.
+        visual = _at_least_one(features[frames.to(features.device)].to(self.vision_tower.dtype))  # (chunk, rows, C)
+        patches = visual[:, -(self.config.patch_grid_side**2) :]  # (chunk, N, C), CLS dropped
+        parts, weights = [], None
+        if self.config.use_context_token:
+            ids = _at_least_one(ids)
+            mask = torch.ones_like(ids) if mask is None else _at_least_one(mask)
+            # Kept features may lie on the CPU: they follow the instructions a chunk at a time.
+            visual, patches = visual.to(ids.device), patches.to(ids.device)
+            text_query, query_mask = self._text_query(ids, mask, visual if uses_cls else patches)
+            context, weights = self.context_attention(text_query, patches, query_mask)
+            parts.append(context)
+            weights = weights[: len(frames)]
+        if self.config.use_content_token:
+            parts.append(self.multi_modal_projector(_pool_patches(patches, grid_size)))
+        tokens = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+        return tokens[: len(frames)], weights
+
+    def _no_pixels(self) -> torch.Tensor:
+        size = self.config.vision_config.image_size
+        return torch.empty(0, 3, size, size, dtype=self.vision_tower.dtype, device=self.vision_tower.device)
+
+    def _no_visual_tokens(self) -> torch.Tensor:
+        """The visual tokens of a process without visuals, none, after the calls of modules that they take elsewhere."""
+        nothing, ids = torch.arange(0), torch.empty(0, 1, dtype=torch.long, device=self.device)
+        settings = (self.config.video_grid_size, self.config.video_qformer_uses_cls, False)
+        return self._visual_tokens(self._encode(self._no_pixels()), nothing, nothing, ids, None, *settings)
 
     def _text_query(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual: torch.Tensor
@@ -499,6 +570,16 @@ def freeze_what_is_not_read(model: nn.Module):
         if isinstance(module, InstructBlipQFormerModel):
             for unread in (module.encoder.layer[-1].intermediate, module.encoder.layer[-1].output):
                 unread.requires_grad_(False)
+
+
+def is_distributed() -> bool:
+    """Whether there may be other processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _at_least_one(chunk: torch.Tensor) -> torch.Tensor:
+    """A chunk, or, where it is empty, one row of ones to call modules with: not every kernel takes nothing."""
+    return chunk if len(chunk) else torch.cat([chunk, chunk.new_ones(1, *chunk.shape[1:])])
 
 
 def _pool_patches(patches: torch.Tensor, grid_size: int | None) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """The recipes: arguments that parse, the paper's values, stages that follow one another, and a README that is right."""
 
+import inspect
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
-from llama_vid.cli import app
+from llama_vid.cli import app, train
 from llama_vid.data.mixture import load_mixture
 from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.arguments import LlamaVidScriptArguments
@@ -284,6 +286,29 @@ def test_commands_of_the_readme_exist():
     assert used <= {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
+def test_the_command_line_names_a_recipe():
+    [path] = re.findall(r"recipes/\S+\.yaml", inspect.getdoc(train))
+    assert (ROOT / path) in RECIPES
+    command = [sys.executable, "-m", "llama_vid.cli", "train", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert path in result.stdout
+
+
+def test_there_are_no_addresses_that_nobody_has_looked_up():
+    texts = [README, *(path.read_text(encoding="utf-8") for path in FOLDER.glob("**/*.yaml"))]
+    assert not re.findall(r"\w+://\S+", "\n".join(texts))
+
+
+@pytest.mark.parametrize("folder", ["data", "models", "runs"])
+def test_git_ignores_what_recipes_make(folder):
+    """In the root alone: the package has a folder named data."""
+    assert any(f"{folder}/" in path.read_text(encoding="utf-8") for path in RECIPES)
+    lines = (ROOT / ".gitignore").read_text().splitlines()
+    assert f"/{folder}/" in lines
+    assert f"{folder}/" not in lines
+
+
 def test_memory_of_the_readme_is_what_the_formula_gives():
     rows = re.findall(r"^\| \[\S+\]\((\S+\.yaml)\) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", README, re.MULTILINE)
     assert {row[0] for row in rows} == set(map(name_of, BIG))
@@ -329,6 +354,21 @@ def test_an_adapter_is_merged(tmp_path, monkeypatch):
     assert config.context_length == 65536
     assert config.text_config.rope_parameters["factor"] == 65536 / 4096
     assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer.model_max_length == 65536
+
+
+def test_a_context_is_stretched_where_it_is(tmp_path, monkeypatch):
+    for part in (AutoModelForImageTextToText, AutoProcessor):
+        part.from_pretrained(TINY_CHECKPOINT).save_pretrained(tmp_path)
+    expected = AutoConfig.from_pretrained(tmp_path).to_dict()
+    run_script("stretch_context.py", str(tmp_path), "65536", monkeypatch=monkeypatch)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.context_length == 65536
+    found = config.to_dict()
+    rope = found["text_config"].pop("rope_parameters")
+    assert rope == {**expected["text_config"].pop("rope_parameters"), "rope_type": "linear", "factor": 16}
+    assert found == expected
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.model_max_length == 65536
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path).config.context_length == 65536
 
 
 def test_ones_own_data_are_read(tmp_path):

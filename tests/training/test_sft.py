@@ -1,12 +1,10 @@
 """From a recipe to a trained checkpoint, in every stage, on small data made here."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import IterableDataset
-from huggingface_hub import RepoUrl
 from PIL import Image
 from safetensors.torch import load_file
 from small_recipes import llava, recipe, turns, weights
@@ -77,26 +75,6 @@ def test_streamed_data(data, tmp_path):
     assert isinstance(trainer.train_dataset, IterableDataset)
 
 
-def test_a_run_that_is_pushed(data, tmp_path, monkeypatch):
-    """Saved once and uploaded once, at the end, to the repository that the recipe names."""
-    uploads = []
-
-    class Hub:
-        def create_repo(self, repo_id, **kwargs):
-            return RepoUrl(f"https://huggingface.co/{repo_id}")
-
-        def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
-            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}, ignore_patterns))
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    changes = {"push_to_hub": True, "hub_model_id": "someone/small", "hub_strategy": "end"}
-    train(["--config", recipe(tmp_path, data, 2, save_strategy="steps", save_steps=2, **changes)])
-    [(repository, files, ignored)] = uploads
-    assert repository == "someone/small"
-    assert {"model.safetensors", "config.json", "modeling_llama_vid.py", "README.md", "loss_curve.png"} <= files
-    assert "checkpoint-*" in ignored
-
-
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
     trainer = train(["--config", recipe(tmp_path, data, 2)])
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
@@ -118,8 +96,6 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
         ({"eval_answers": -1}, "`eval_answers` must be at least 0, got -1"),
         ({"eval_answers": 5}, "`eval_answers` is 5, but there are no evaluations: set `eval_datasets`"),
         ({"save_only_trained": True, "use_peft": True}, "an adapter holds nothing else than what was trained"),
-        ({"save_only_trained": True, "push_to_hub": True}, "what is on the Hub should be complete"),
-        ({"push_to_hub": True, "hub_token": "x"}, "`hub_token` would be uploaded in training_args.bin"),
         ({"resume_from_checkpoint": "checkpoint-7"}, "is checkpoint-7, which is no complete checkpoint"),
     ],
 )

@@ -24,6 +24,9 @@ class LlamaVidScriptArguments:
         eval_datasets (`list[DatasetConfig]`, *optional*): What to evaluate on.
         train_modules (`list[str]`, *optional*): What trains, instead of the stage's modules (see `STAGE_MODULES`).
         module_learning_rates (`dict[str, float]`, *optional*): Learning rates of single modules.
+        context_length (`int`, *optional*):
+            Tokens that a prompt may have from then on: the language model's rotary embedding is scaled linearly, and
+            the checkpoint is saved so. An adapter, which stores no configuration, needs a base that has it already.
         chat_template (`str`, *optional*): A template or the name of one of ours, instead of the processor's.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `raise` or `skip`, see [`LlamaVidDataCollator`].
         max_skipped_share (`float`, *optional*, defaults to 0.05): The share of skipped samples that ends the training.
@@ -48,6 +51,7 @@ class LlamaVidScriptArguments:
     module_learning_rates: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Learning rates of single modules; in YAML, a mapping."}
     )
+    context_length: int | None = field(default=None, metadata={"help": "Stretch the context to so many tokens."})
     chat_template: str | None = field(default=None, metadata={"help": "Instead of the processor's."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise or skip."})
     max_skipped_share: float = field(default=0.05, metadata={"help": "More skipped samples end the training."})
@@ -80,10 +84,6 @@ def check_arguments(
         )
     if script_args.streaming and training_args.max_steps <= 0:
         raise ValueError("`streaming` is true, and streams have no length: set `max_steps`.")
-    if training_args.push_to_hub and training_args.hub_token:
-        raise ValueError(
-            "`hub_token` would be uploaded in training_args.bin: leave it out, and use `hf auth login` or HF_TOKEN."
-        )
     if not script_args.save_only_trained:
         if (output / DESCRIPTION).exists():
             raise ValueError(
@@ -94,11 +94,6 @@ def check_arguments(
         raise ValueError(
             "`save_only_trained` and `use_peft` are both true, but an adapter holds nothing else than what was "
             "trained: set `save_only_trained` to false."
-        )
-    elif training_args.push_to_hub:
-        raise ValueError(
-            "`save_only_trained` and `push_to_hub` are both true, but what is on the Hub should be complete: train "
-            "first, then `llama-vid publish`."
         )
     elif any(output.glob("model*.safetensors")):
         raise ValueError(

@@ -5,21 +5,25 @@ from collections.abc import Sequence
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
+from llama_vid.composition_language import stretch_context
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import load_mixture
+from llama_vid.hub_callback import HubCallback
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
 from llama_vid.training.callbacks import LossCurveCallback, SkippedSamplesCallback
 from llama_vid.training.checkpoints import checkpoint_to_resume
+from llama_vid.training.precision import HALF, hold_in_float32
 from llama_vid.training.stages import choose_modules, lora_config, parameter_groups, set_trainable, trainable_table
 from llama_vid.training.trained_modules import (
     TrainedModules,
     load_trained_modules,
     modules_over_base,
     read_trained_modules,
+    whole_base,
 )
 from llama_vid.training.trainer import LlamaVidTrainer
 
@@ -55,15 +59,15 @@ def run(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_ar
     """
     check_arguments(script_args, training_args, model_args)
     checkpoint = checkpoint_to_resume(training_args)
+    hub = HubCallback(script_args, training_args, model_args)  # takes pushing over from the trainer
     trainer = build_trainer(script_args, training_args, model_args)
+    trainer.add_callback(hub)
     trainer.accelerator.print(trainable_table(trainer.model))
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_fsdp_enabled:  # checkpoints may be in shares, but a model is one
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()  # saves first
-    else:
-        trainer.save_model()
+    trainer.save_model()
+    hub.finish()
     return trainer
 
 
@@ -71,7 +75,8 @@ def build_trainer(
     script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig
 ) -> LlamaVidTrainer:
     """The trainer of [`run`], ready to train."""
-    model, processor = load(training_args, model_args)
+    model, processor = load(script_args, training_args, model_args)
+    dtype = model.dtype
     train_modules = choose_modules(model, script_args.stage, script_args.train_modules)
     if model_args.use_peft:
         config = lora_config(model, train_modules, model_args)
@@ -83,7 +88,9 @@ def build_trainer(
                 "(`load_trained_modules(…).save_pretrained(…)`)."
             )
         set_seed(training_args.seed)  # adapters begin at random
-        model = get_peft_model(model, config)
+        # As in TRL: ZeRO-3 gathers parameters of one type only. Its optimizer has float32 weights of its own.
+        is_zero3 = training_args.deepspeed_plugin is not None and training_args.deepspeed_plugin.zero_stage == 3
+        model = get_peft_model(model, config, autocast_adapter_dtype=not is_zero3)
         freeze_what_is_not_read(model)
     else:
         set_trainable(model, train_modules)
@@ -106,7 +113,7 @@ def build_trainer(
         rates = (script_args.module_learning_rates, training_args.learning_rate, training_args.weight_decay)
         optimizer = (cls, {**options, "params": parameter_groups(model, *rates)})
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
-    return LlamaVidTrainer(
+    trainer = LlamaVidTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
@@ -121,24 +128,57 @@ def build_trainer(
         trained_modules=TrainedModules(train_modules, model_args.model_name_or_path, model_args.model_revision)
         if script_args.save_only_trained
         else None,
+        save_dtype=dtype if dtype in HALF else None,
     )
+    # DeepSpeed's optimizer has float32 weights of its own; FSDP 1 takes one type only, and accelerate casts its shares.
+    is_fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
+    if not (trainer.is_deepspeed_enabled or is_fsdp1):
+        hold_in_float32(trainer.model)  # after TRL has cast to bfloat16 what trains over quantized weights
+    return trainer
 
 
-def load(training_args: SFTConfig, model_args: ModelConfig):
-    """Model and processor of `model_name_or_path`. Raises ValueError if there is none."""
+def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig):
+    """Model and processor of `model_name_or_path`. Raises ValueError if there is none, or it cannot be trained so."""
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing: name a checkpoint that `llama-vid create` or a stage made.")
-    dtype = model_args.dtype if model_args.dtype in (None, "auto") else getattr(torch, model_args.dtype)
     options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
     name = model_args.model_name_or_path
+    config = load_config(script_args, model_args, options)
+    dtype = config.dtype if model_args.dtype in (None, "auto") else getattr(torch, model_args.dtype)
+    if dtype in HALF and not (training_args.bf16 or training_args.fp16):
+        raise ValueError(
+            f"`dtype` is {dtype}, but neither `bf16` nor `fp16` is true: what trains is held in float32 and needs one "
+            "of them beside weights in 16 bits. Set one, or `dtype` to float32."
+        )
     load_model = AutoModelForImageTextToText.from_pretrained
     if read_trained_modules(name) is not None:
         load_model = load_trained_modules
     model = load_model(
         name,
+        config=config,
         dtype=dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
         **options,
     )
-    return model, AutoProcessor.from_pretrained(name, **options)
+    processor = AutoProcessor.from_pretrained(name, **options)
+    if script_args.context_length is not None:
+        processor.tokenizer.model_max_length = script_args.context_length
+    return model, processor
+
+
+def load_config(script_args: LlamaVidScriptArguments, model_args: ModelConfig, options: dict) -> PreTrainedConfig:
+    """The model's configuration, with its context stretched. Raises ValueError if it cannot be, or cannot be kept."""
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **options)
+    if script_args.context_length is not None:
+        stretch_context(config.text_config, script_args.context_length, "linear")
+    if model_args.use_peft:
+        base, revision = whole_base(model_args.model_name_or_path, model_args.model_revision)
+        stored = AutoConfig.from_pretrained(base, **{**options, "revision": revision}).context_length
+        if stored != config.context_length:
+            raise ValueError(
+                f"`context_length` is {config.context_length}, but that of {base} is {stored}, and an adapter stores "
+                "no configuration: stretch the base first, with `llama-vid create --context` or, once it is trained, "
+                "with stretch_context.py of recipes/README.md, Adapters."
+            )
+    return config

@@ -91,13 +91,23 @@ def modules_over_base(folder: str | os.PathLike) -> set[str]:
     return set() if trained is None else {*trained.modules, *modules_over_base(trained.base_model_name_or_path)}
 
 
+def whole_base(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The last base under trained modules, which has no other, with its revision; of every other checkpoint, itself."""
+    trained = read_trained_modules(name)
+    if trained is None:
+        return name, revision
+    return whole_base(trained.base_model_name_or_path, trained.base_model_revision)
+
+
 def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForConditionalGeneration:
     """
     The whole model: the base, and the trained modules over it.
 
     Args:
         folder (`str` or `PathLike`): A folder for which [`read_trained_modules`] finds something.
-        **kwargs: As for `from_pretrained`. The `revision` is that of the description.
+        **kwargs:
+            As for `from_pretrained`. The `revision` is that of the description, and `config`, by default, the folder's,
+            whose context may be longer than the base's.
 
     Returns:
         `LlamaVidForConditionalGeneration`. Its `name_or_path` is the base, the last one where bases have bases.
@@ -107,8 +117,10 @@ def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForCond
     """
     trained = read_trained_modules(folder)
     base = trained.base_model_name_or_path
+    if kwargs.get("config") is None:
+        kwargs["config"] = AutoConfig.from_pretrained(folder)
     if kwargs.get("dtype") in (None, "auto"):
-        kwargs["dtype"] = AutoConfig.from_pretrained(folder).dtype  # a base may be stored in another
+        kwargs["dtype"] = kwargs["config"].dtype  # a base may be stored in another
     kwargs["revision"] = trained.base_model_revision or "main"
     if read_trained_modules(base) is not None:
         model = load_trained_modules(base, **kwargs)
@@ -145,7 +157,7 @@ def put_trained_modules(model: LlamaVidForConditionalGeneration, folder: str | o
             )
         for name, target in expected.items():
             tensor = file.get_tensor(name)
-            with _whole(target):
+            with whole(target):
                 if tensor.shape != target.shape:
                     raise ValueError(
                         f"{Path(folder) / WEIGHTS} has {name} of shape {tuple(tensor.shape)}, the model "
@@ -167,10 +179,10 @@ def _of_modules(
     }
 
 
-def _whole(parameter: torch.Tensor) -> AbstractContextManager:
+def whole(parameter: torch.Tensor) -> AbstractContextManager:
     """A parameter as a whole, where ZeRO-3 keeps shares of it; what is written in it is the first process's."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter], modifier_rank=0)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

@@ -3,17 +3,21 @@
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl import SFTTrainer
 
 from llama_vid.training.evaluation import answer_accuracy
+from llama_vid.training.precision import in_dtype
 from llama_vid.training.trained_modules import (
     TrainedModules,
     put_trained_modules,
     read_trained_modules,
     save_trained_modules,
+    whole,
 )
 
 
@@ -29,11 +33,22 @@ class LlamaVidTrainer(SFTTrainer):
             `eval_exact_match`, and one for each kind of question (see [`generate_answers`]).
         trained_modules (`TrainedModules`, *optional*):
             What is saved of the weights, instead of all; for models that are not PEFT's.
+        save_dtype (`torch.dtype`, *optional*):
+            What weights are saved in, instead of what they are held in; not in checkpoints while training, or a resumed
+            one would go on from rounded weights.
     """
 
-    def __init__(self, *args, eval_answers: int = 0, trained_modules: TrainedModules | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_answers: int = 0,
+        trained_modules: TrainedModules | None = None,
+        save_dtype: torch.dtype | None = None,
+        **kwargs,
+    ):
         self.eval_answers = eval_answers
         self.trained_modules = trained_modules
+        self.save_dtype = save_dtype
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -42,24 +57,31 @@ class LlamaVidTrainer(SFTTrainer):
         if self.eval_answers:
             rows = dataloader.dataset
             count = min(self.eval_answers, len(rows))
-            shares = answer_accuracy(
-                self.model,
-                self.processing_class,
-                rows.select([i * len(rows) // count for i in range(count)]),
-                batch_size=self.args.per_device_eval_batch_size,
-                chat_template=self.data_collator.chat_template,
-            )
+            with self.accelerator.autocast():  # which is around `forward`, and not around PEFT's `generate`
+                shares = answer_accuracy(
+                    self.model,
+                    self.processing_class,
+                    rows.select([i * len(rows) // count for i in range(count)]),
+                    batch_size=self.args.per_device_eval_batch_size,
+                    chat_template=self.data_collator.chat_template,
+                )
             output.metrics.update({f"{metric_key_prefix}_{name}": share for name, share in shares.items()})
         return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        is_checkpoint = Path(output_dir).name == self._checkpoint_name()
+        if is_deepspeed_zero3_enabled() and isinstance(self.model, PeftModel):
+            state_dict = {**(state_dict or {}), **_frozen_parts(self.model)}
+        if self.save_dtype is not None and self.args.should_save and not is_checkpoint:
+            state_dict = in_dtype(self.model.state_dict() if state_dict is None else state_dict, self.save_dtype)
         if self.trained_modules is None:
             super()._save(output_dir, state_dict)
             return
         super()._save(output_dir, state_dict={})  # everything but the weights
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            save_trained_modules(model, output_dir or self.args.output_dir, self.trained_modules, state_dict)
+            save_trained_modules(model, output_dir, self.trained_modules, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # FSDP and DeepSpeed have their own files in checkpoints, with all weights.
@@ -75,13 +97,28 @@ class LlamaVidTrainer(SFTTrainer):
         else:
             put_trained_modules(self.model, self.state.best_model_checkpoint)
 
+    def _checkpoint_name(self) -> str:
+        return f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         if self.args.should_save:  # no longer complete, if it is there from before
-            checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (Path(self.args.output_dir) / checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            (Path(self.args.output_dir) / self._checkpoint_name() / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The last files before the trainer's state, which the first process must not write before all have theirs.
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+
+def _frozen_parts(model: PeftModel) -> dict[str, torch.Tensor]:
+    """
+    What is frozen in modules that an adapter holds whole: PEFT saves it, and with ZeRO-3 transformers gathers only what
+    trains. For all processes at once.
+    """
+    parts = {}
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name and not parameter.requires_grad:
+            with whole(parameter):
+                parts[name] = parameter.detach().cpu().clone()
+    return parts
