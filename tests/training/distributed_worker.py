@@ -82,6 +82,7 @@ def main(engine: str, recipe: str, results: str) -> None:
     check(trainer, engine)
     found = {"passes": passes[0], "log": trainer.state.log_history}
     Path(f"{results}-{trainer.accelerator.process_index}.json").write_text(json.dumps(found))
+    trainer.accelerator.wait_for_everyone()  # or one would hang up while another still saves
     torch.distributed.destroy_process_group()
 
 

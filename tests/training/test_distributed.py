@@ -148,7 +148,7 @@ def assert_same_training(results: list[dict], folder: Path, expected: Path, file
     weights, others = load_file(folder / "run" / file), load_file(expected / "run" / file)
     assert weights.keys() == others.keys()
     for key, tensor in others.items():
-        assert torch.allclose(weights[key], tensor, atol=1e-5, rtol=1e-4), key
+        assert torch.allclose(weights[key], tensor, atol=1e-6, rtol=1e-4), key
 
 
 def assert_shares(results: list[dict], gathers: bool) -> None:
