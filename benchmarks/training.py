@@ -181,5 +181,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     table, place = main(given)
-    command = f"python benchmarks/training.py --seconds {given.seconds} --turns {given.turns} --steps {given.steps}"
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in vars(given).items() if name != "output"]
+    command = " ".join(["python benchmarks/training.py", *options])
     write("What a step of stage 2 costs", command, table, place, given.output)

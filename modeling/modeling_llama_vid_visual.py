@@ -397,7 +397,6 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             raise ValueError(f"Pass `{pixels_name}` or `{kind}_features`.")
         if features is None:
             return self.encode_frames(pixels)
-        encoded = self._encode(self._no_pixels()) if pixels is None else self.encode_frames(pixels)
         num_patches, width = self.config.patch_grid_side**2, self.config.vision_config.hidden_size
         if features.ndim != 3 or features.shape[1] not in (num_patches, num_patches + 1) or features.shape[2] != width:
             raise ValueError(
@@ -405,7 +404,9 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                 f"{width}) for this checkpoint, got {tuple(features.shape)}: pass what its `encode_frames` returned."
             )
         if pixels is None:
+            self._encode(self._no_pixels())  # processes that have pixels may wait for its calls
             return features
+        encoded = self.encode_frames(pixels)
         if encoded.shape[1] != features.shape[1]:
             raise ValueError(
                 f"`{kind}_features` have {features.shape[1]} rows, what stands beside them as pixels has "

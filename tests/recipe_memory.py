@@ -17,6 +17,7 @@ VICUNA = {
 DEVICES = 8
 FRAMES = {1: 30, 2: 300, 3: 7200}  # of a video: half a minute, five minutes, two hours at 1 fps
 CAPTION = 64  # tokens of a caption, more than nearly all of them
+CHUNK = 64  # frames, or images, between encoder and language model at a time
 QUESTION = 32  # tokens of a question to the text decoder
 REST = 4e9  # CUDA context, buffers of communication, a gathered layer or two, fragments
 
@@ -85,16 +86,17 @@ def _activations(model: LlamaVidForConditionalGeneration, trained: list[str], se
     frames = samples * max(FRAMES[stage] if has_video else 0, images if stage < 3 else 0)
     features = 2 * rows * vision.hidden_size
     decoder = model.config.qformer_config
-    # What is kept for context attention, and for a text decoder that trains: its input twice, and each layer's.
+    # While a chunk is computed again: for context attention, and for a text decoder that trains, its input twice and
+    # what each layer keeps.
     if "qformer" in trained:
         width = decoder.hidden_size
         kept = 3 * features + decoder.num_hidden_layers * 4 * width * (model.config.num_query_tokens + QUESTION)
     else:
         kept = features if "context_attention" in trained else 0
     pixels = 12 * vision.image_size**2 if stage < 3 else 0
-    # The visual encoder, without gradients: one layer of 64 frames.
-    tower = 64 * rows * 2 * (6 * vision.hidden_size + vision.intermediate_size) if stage < 3 else 0
-    return language + frames * (features + kept + pixels) + tower
+    # The visual encoder, without gradients: one layer of a chunk.
+    tower = CHUNK * rows * 2 * (6 * vision.hidden_size + vision.intermediate_size) if stage < 3 else 0
+    return language + frames * (features + pixels) + CHUNK * kept + tower
 
 
 def _count(module: nn.Module) -> int:

@@ -1,7 +1,6 @@
 """What is published loads for a stranger, by its name and with transformers alone, and is what was in the folder."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from llama_vid.training.trained_modules import TrainedModules, load_trained_modu
 pytest_plugins = ["local_hub"]
 
 TESTS = str(Path(__file__).parent)
-FLOOR = "LLAMA_VID_FLOOR"
 TINY = "someone/llama-vid-tiny"
 
 # Of earlier commits, what publishing leaves as it is.
@@ -58,16 +56,6 @@ if len(sys.argv) > 3:
     report["answers"] = answers(sys.argv[3], files)
 print(json.dumps(report))
 """
-
-
-@pytest.fixture(scope="module", params=["installed", "floor"])
-def version(request) -> str:
-    """The folder that is put first on the path: nothing, or one with the oldest supported transformers."""
-    if request.param == "installed":
-        return ""
-    if FLOOR not in os.environ:
-        pytest.skip(f"{FLOOR} names no folder with the oldest supported transformers (`make test` installs one)")
-    return os.environ[FLOOR]
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,7 @@ from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcess
 from llama_vid.session import TINY_CHECKPOINT
 
 SCRIPT = Path(__file__).with_name("remote_code_script.py")
-FLOOR = "LLAMA_VID_FLOOR"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module", params=["installed", "floor"])
-def version(request) -> str:
-    """The folder that is put first on the path: nothing, or one with the oldest supported transformers."""
-    if request.param == "installed":
-        return ""
-    if FLOOR not in os.environ:
-        pytest.skip(f"{FLOOR} names no folder with the oldest supported transformers (`make test` installs one)")
-    return os.environ[FLOOR]
 
 
 @pytest.fixture(scope="module")

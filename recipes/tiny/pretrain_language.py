@@ -8,7 +8,6 @@ A scene is told as a caption or as a diary, a sentence for each second; question
 
 import argparse
 import json
-import os
 from pathlib import Path
 from random import Random
 
@@ -125,7 +124,7 @@ def main() -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     log = arguments.output / "training_log.json"
-    log.write_text(json.dumps(trainer.state.log_history, indent=1) + os.linesep, encoding="utf-8")
+    log.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

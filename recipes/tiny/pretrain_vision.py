@@ -10,7 +10,6 @@ and `--qformer`.
 
 import argparse
 import json
-import os
 import re
 from pathlib import Path
 from random import Random
@@ -238,7 +237,7 @@ def main() -> None:
     trainer.train()
     save(trainer.model, tokenizer, arguments.output)
     log = arguments.output / "training_log.json"
-    log.write_text(json.dumps(trainer.state.log_history, indent=1) + os.linesep, encoding="utf-8")
+    log.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 from trl import ModelConfig, SFTConfig
 
 from .hub import open_repository, publish, upload
@@ -142,7 +142,7 @@ class HubCallback(TrainerCallback):
             "epochs": round(state.epoch or 0, 2),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "learning_rate": args.learning_rate,
-            "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "lr_scheduler": SchedulerType(args.lr_scheduler_type).value,
             "max_length": args.max_length,
             "loss": round(losses[-1], 4) if losses else None,
             "versions": versions("llama-vid", "transformers", "trl", "torch", *(["peft"] if lora else [])),

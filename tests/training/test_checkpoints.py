@@ -76,30 +76,30 @@ def interrupted_at(step: int, monkeypatch, method: str = "training_step"):
     monkeypatch.setattr(LlamaVidTrainer, method, fail)
 
 
-def test_lora_with_dropout_resumed(data, tmp_path, monkeypatch):
-    """Random numbers go on where they were, and so do adapters and what is trained whole beside them."""
-    settings = {**SETTINGS, "use_peft": True, "lora_r": 4, "lora_dropout": 0.3}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(["--config", recipe(whole, data, 2, **settings)])
-    path = recipe(halves, data, 2, **settings)
-    interrupted_at(5, monkeypatch)
+def whole_and_resumed(
+    data, folder, monkeypatch, step: int, settings: dict, file: str = "model.safetensors"
+) -> list[dict]:
+    """Weights of an uninterrupted run, and of one that failed in a step and went on."""
+    train(["--config", recipe(folder / "whole", data, 2, **settings)])
+    path = recipe(folder / "halves", data, 2, **settings)
+    interrupted_at(step, monkeypatch)
     with pytest.raises(InterruptionError):
         train(["--config", path])
     train(["--config", path, *RESUMED])
-    found, expected = (weights(folder / "run", "adapter_model.safetensors") for folder in (halves, whole))
+    return [weights(folder / name / "run", file) for name in ("whole", "halves")]
+
+
+def test_lora_with_dropout_resumed(data, tmp_path, monkeypatch):
+    """Random numbers go on where they were, and so do adapters and what is trained whole beside them."""
+    settings = {**SETTINGS, "use_peft": True, "lora_r": 4, "lora_dropout": 0.3}
+    expected, found = whole_and_resumed(data, tmp_path, monkeypatch, 5, settings, "adapter_model.safetensors")
     assert_equal_weights(found, expected)
 
 
 def test_a_stream_resumed_in_its_first_pass(data, tmp_path, monkeypatch):
     settings = {**SETTINGS, "streaming": True, "max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 1}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(["--config", recipe(whole, data, 2, **settings)])
-    path = recipe(halves, data, 2, **settings)
-    interrupted_at(2, monkeypatch)
-    with pytest.raises(InterruptionError):
-        train(["--config", path])
-    train(["--config", path, *RESUMED])
-    assert_equal_weights(weights(halves / "run"), weights(whole / "run"))
+    expected, found = whole_and_resumed(data, tmp_path, monkeypatch, 2, settings)
+    assert_equal_weights(found, expected)
 
 
 @pytest.fixture(scope="module")
