@@ -21,6 +21,7 @@ pytest_plugins = ["local_hub"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNABLE = re.compile(r"^ *<!-- runnable -->\n+( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "recipes/README.md")}
 MODEL = "someone/llama-vid-tiny"
 # What documents write for names of one's own.
 NAMES = {"path/or/hub-id": MODEL, "your-name/": "someone/"}
@@ -72,12 +73,9 @@ def run_blocks(hub, work: Path, text: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if runnable_blocks(text)])
 def test_documents_run(hub, work, name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    if not runnable_blocks(text):
-        pytest.skip(f"{name} marks nothing as runnable")
-    run_blocks(hub, work, text)
+    run_blocks(hub, work, TEXTS[name])
 
 
 def test_cards_run(hub, work):
