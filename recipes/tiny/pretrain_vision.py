@@ -3,9 +3,9 @@ Pre-train the small vision tower and text decoder: an InstructBLIP in miniature,
 
     python recipes/tiny/pretrain_vision.py --output models/tiny/instructblip
 
-The tower learns to say of each patch which shape covers it, and the Q-Former to find the patches of the shapes that a
-text names. Both heads are thrown away; the folder that is written is what `llama-vid create` takes as `--vision-tower`
-and `--qformer`.
+The tower learns to say of each patch which shape covers it and where that is, and the Q-Former to look at the patches
+of the shapes that a text names, or at the background if none is there. All heads are thrown away; the folder that is
+written is what `llama-vid create` takes as `--vision-tower` and `--qformer`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers_of_the_world import bert_tokenizer
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from tqdm import trange
 from transformers import (
     BertTokenizer,
@@ -78,9 +78,13 @@ class Collator:
 
 
 def label_patches(scene: Scene, second: int, text: str) -> dict[str, np.ndarray]:
-    """For each patch the colour and the kind (0: none) of the shape that covers it, and whether the text names it."""
+    """
+    For each patch the colour and the kind (0: none) of the shape that covers it and that shape's centre, and whether to
+    look at it: at those that the text names, or else at those that are empty.
+    """
     middles = (np.arange(GRID) + 0.5) / GRID
     colours, kinds, named = np.zeros(GRID * GRID, np.int64), np.zeros(GRID * GRID, np.int64), np.zeros(GRID * GRID)
+    centres = np.zeros((GRID * GRID, 2), np.float32)
     nearest = np.full(GRID * GRID, np.inf)
     for shape in scene.visible(second):
         x, y = shape.path[second - shape.appears]
@@ -89,8 +93,10 @@ def label_patches(scene: Scene, second: int, text: str) -> dict[str, np.ndarray]
         nearest[covered] = distance[covered]
         colours[covered] = 1 + list(COLOURS).index(shape.colour)
         kinds[covered] = 1 + KINDS.index(shape.kind)
+        centres[covered] = x, y
         named[covered] = is_named(shape, text)
-    return {"colours": colours, "kinds": kinds, "named": named.astype(np.float32)}
+    wanted = named if named.any() else colours == 0
+    return {"colours": colours, "kinds": kinds, "centres": centres, "wanted": wanted.astype(np.float32)}
 
 
 def is_named(shape: Shape, text: str) -> bool:
@@ -118,22 +124,24 @@ class MiniatureInstructBlip(nn.Module):
                 "colours": nn.Linear(vision.hidden_size, 1 + len(COLOURS)),
                 "kinds": nn.Linear(vision.hidden_size, 1 + len(KINDS)),
                 "both": nn.Linear(vision.hidden_size, 1 + len(COLOURS) * len(KINDS)),
-                "named": nn.Linear(qformer.hidden_size, vision.hidden_size),
+                "centres": nn.Linear(vision.hidden_size, 2),
+                "wanted": nn.Linear(qformer.hidden_size, vision.hidden_size),
             }
         )
-        self.named_bias = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, pixel_values, input_ids, attention_mask, colours, kinds, named, **unused) -> dict:
+    def forward(self, pixel_values, input_ids, attention_mask, colours, kinds, centres, wanted, **unused) -> dict:
         """The loss of all heads, and what two of them say."""
         # What LLaMA-VID reads: the last block's output, before the final norm.
         features = self.vision_model(pixel_values, output_hidden_states=True).hidden_states[-1]  # (frames, 1 + N, C)
         patches = features[:, 1:]
         both = torch.where(colours > 0, (colours - 1) * len(KINDS) + kinds, 0)
-        loss = 0.01 * features.square().mean()  # or they grow without end, as no norm follows
+        loss = 0.02 * features.square().mean()  # or they grow without end, as no norm follows
         for name, labels in (("colours", colours), ("kinds", kinds), ("both", both)):
             logits = self.heads[name](patches)
             weight = torch.ones(logits.shape[-1]).index_fill(0, torch.tensor(0), 4 / GRID**2)  # most patches are empty
             loss = loss + cross_entropy(logits.flatten(0, 1), labels.flatten(), weight)
+        covered = colours > 0
+        loss = loss + 10 * mse_loss(self.heads["centres"](patches)[covered], centres[covered])
 
         queries = self.query_tokens.expand(len(features), -1, -1)
         text_query = self.qformer(
@@ -144,10 +152,10 @@ class MiniatureInstructBlip(nn.Module):
             query_embeds=queries,
             encoder_hidden_states=self.vision_model.post_layernorm(features),
         ).last_hidden_state[:, :NUM_QUERIES]
-        wanted = self.heads["named"](text_query.mean(1))  # (frames, C)
-        scores = torch.einsum("fc,fnc->fn", wanted, patches) / patches.shape[-1] ** 0.5 + self.named_bias
-        loss = loss + binary_cross_entropy_with_logits(scores, named, pos_weight=torch.tensor(3.0))
-        return {"loss": loss, "both": self.heads["both"](patches).argmax(-1) == both, "scores": scores}
+        scores = self.heads["wanted"](text_query) @ patches.transpose(1, 2) / patches.shape[-1] ** 0.5
+        seen = (scores.softmax(-1).mean(1) * wanted).sum(-1)  # (frames,): the share of attention that is right
+        loss = loss - seen.clamp_min(1e-4).log().mean()
+        return {"loss": loss, "both": self.heads["both"](patches).argmax(-1) == both, "seen": seen}
 
 
 def configs(vocabulary: int) -> tuple[InstructBlipVisionConfig, InstructBlipQFormerConfig]:
@@ -176,9 +184,9 @@ def configs(vocabulary: int) -> tuple[InstructBlipVisionConfig, InstructBlipQFor
 
 
 def accuracy(prediction) -> dict[str, float]:
-    """Of the patches that a shape covers, the share whose colour and kind are right; of the named, that are found."""
-    (both, scores), (colours, _, named) = prediction.predictions, prediction.label_ids
-    return {"patches": both[colours > 0].mean(), "named": ((scores > 0) == (named > 0)).mean()}
+    """Of the patches that a shape covers, the share whose colour and kind are right; the share of attention that is."""
+    (both, seen), colours = prediction.predictions, prediction.label_ids
+    return {"patches": both[colours > 0].mean(), "seen": seen.mean()}
 
 
 def save(model: MiniatureInstructBlip, tokenizer: BertTokenizer, output: Path) -> None:
@@ -189,7 +197,7 @@ def save(model: MiniatureInstructBlip, tokenizer: BertTokenizer, output: Path) -
         text_config=LlamaConfig().to_dict(),
         num_query_tokens=NUM_QUERIES,
     )
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("heads.", "named_"))}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("heads.")}
     with new_folder(output) as folder:
         config.save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -226,7 +234,7 @@ def main() -> None:
             report_to="none",
             use_cpu=True,
             dataloader_num_workers=0,
-            label_names=["colours", "kinds", "named"],
+            label_names=["colours"],
             remove_unused_columns=False,
         ),
         data_collator=Collator(tokenizer),

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from llama_vid.data.mixture import DatasetConfig
 from llama_vid.training.trained_modules import DESCRIPTION
 
@@ -24,6 +26,9 @@ class LlamaVidScriptArguments:
         eval_datasets (`list[DatasetConfig]`, *optional*): What to evaluate on.
         train_modules (`list[str]`, *optional*): What trains, instead of the stage's modules (see `STAGE_MODULES`).
         module_learning_rates (`dict[str, float]`, *optional*): Learning rates of single modules.
+        use_muon (`bool`, *optional*, defaults to `False`):
+            Train the matrices of linear layers by Muon ([`torch.optim.Muon`]), which small models learn faster by than
+            by AdamW; the rest by AdamW. For DDP or one process.
         context_length (`int`, *optional*):
             Tokens that a prompt may have from then on: the language model's rotary embedding is scaled linearly, and
             the checkpoint is saved so. An adapter, which stores no configuration, needs a base that has it already.
@@ -51,6 +56,7 @@ class LlamaVidScriptArguments:
     module_learning_rates: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Learning rates of single modules; in YAML, a mapping."}
     )
+    use_muon: bool = field(default=False, metadata={"help": "Muon for the matrices, AdamW for the rest."})
     context_length: int | None = field(default=None, metadata={"help": "Stretch the context to so many tokens."})
     chat_template: str | None = field(default=None, metadata={"help": "Instead of the processor's."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise or skip."})
@@ -84,6 +90,8 @@ def check_arguments(
         )
     if script_args.streaming and training_args.max_steps <= 0:
         raise ValueError("`streaming` is true, and streams have no length: set `max_steps`.")
+    if script_args.use_muon:
+        check_muon(training_args)
     if not script_args.save_only_trained:
         if (output / DESCRIPTION).exists():
             raise ValueError(
@@ -100,3 +108,14 @@ def check_arguments(
             f"{output} holds a whole model, and would hold trained modules beside it: choose another `output_dir`, or "
             "set `save_only_trained` to false."
         )
+
+
+def check_muon(training_args: "SFTConfig") -> None:
+    """Raises ValueError where `use_muon` does not work."""
+    if training_args.optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise ValueError(
+            f"`use_muon` is true, and `optim` is {str(training_args.optim)!r}, but Muon's partner is torch's AdamW: "
+            "leave `optim` out."
+        )
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"`use_muon` is true, but torch {torch.__version__} has no Muon: install torch 2.9 or later.")

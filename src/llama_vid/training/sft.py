@@ -16,6 +16,7 @@ from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
 from llama_vid.training.callbacks import LossCurveCallback, SkippedSamplesCallback
 from llama_vid.training.checkpoints import checkpoint_to_resume
+from llama_vid.training.muon import MuonWithAdamW
 from llama_vid.training.precision import HALF, hold_in_float32
 from llama_vid.training.stages import choose_modules, lora_config, parameter_groups, set_trainable, trainable_table
 from llama_vid.training.trained_modules import (
@@ -108,10 +109,11 @@ def build_trainer(
     training_args.remove_unused_columns = False
 
     optimizer = None
-    if script_args.module_learning_rates:
+    if script_args.module_learning_rates or script_args.use_muon:
         cls, options = LlamaVidTrainer.get_optimizer_cls_and_kwargs(training_args, model)
         rates = (script_args.module_learning_rates, training_args.learning_rate, training_args.weight_decay)
-        optimizer = (cls, {**options, "params": parameter_groups(model, *rates)})
+        groups = parameter_groups(model, *rates, use_muon=script_args.use_muon)
+        optimizer = (MuonWithAdamW if script_args.use_muon else cls, {**options, "params": groups})
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     trainer = LlamaVidTrainer(
         model=model,
@@ -130,6 +132,10 @@ def build_trainer(
         else None,
         save_dtype=dtype if dtype in HALF else None,
     )
+    if script_args.use_muon and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "`use_muon` is true, but Muon needs whole matrices, and FSDP and DeepSpeed split them: use DDP, or AdamW."
+        )
     # DeepSpeed's optimizer has float32 weights of its own; FSDP 1 takes one type only, and accelerate casts its shares.
     is_fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
     if not (trainer.is_deepspeed_enabled or is_fsdp1):

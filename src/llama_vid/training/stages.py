@@ -8,6 +8,7 @@ from torch import nn
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
+from llama_vid.training.muon import matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -134,7 +135,11 @@ def lora_config(
 
 
 def parameter_groups(
-    model: "nn.Module | PeftModel", learning_rates: Mapping[str, float], learning_rate: float, weight_decay: float
+    model: "nn.Module | PeftModel",
+    learning_rates: Mapping[str, float],
+    learning_rate: float,
+    weight_decay: float,
+    use_muon: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Groups for an optimizer: each module of `learning_rates` at its own rate, the others at `learning_rate`; biases and
@@ -143,11 +148,13 @@ def parameter_groups(
     Args:
         model (`nn.Module`): With what trains already chosen, wrapped by PEFT or not.
         learning_rates (`Mapping[str, float]`): By the module names of `train_modules`.
+        use_muon (`bool`): Mark groups by `use_muon`, for [`MuonWithAdamW`].
 
     Raises:
         ValueError: a module that is not there, or has nothing that trains.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for_muon = matrices(model) if use_muon else set()
     unused = set(learning_rates)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -155,10 +162,15 @@ def parameter_groups(
         module = next((part for part in name.split(".") if part in learning_rates), None)
         unused.discard(module)
         rate = learning_rates.get(module, learning_rate)
-        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay, name in for_muon), []).append(parameter)
     if unused:
         raise ValueError(f"`module_learning_rates` names {', '.join(sorted(unused))}, in which nothing trains.")
-    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    marked = {True: {"use_muon": True}, False: {"use_muon": False} if use_muon else {}}
+    return [
+        {"params": group, "lr": rate, "weight_decay": decay, **marked[muon]}
+        for (rate, decay, muon), group in groups.items()
+    ]
 
 
 def trainable_table(model: "nn.Module | PeftModel") -> str:
