@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import torch
 from datasets import Dataset
 from tokenizers_of_the_world import llm_tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
@@ -20,6 +21,8 @@ from llama_vid.composition import new_folder
 from llama_vid.data.shapes import make_scene
 from llama_vid.data.shapes_questions import Question, caption, diary, questions, sentences
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
+from llama_vid.training.muon import MuonWithAdamW
+from llama_vid.training.stages import parameter_groups
 
 VOCABULARY = 900
 SYSTEM = [
@@ -32,7 +35,9 @@ SYSTEM = [
 
 def corpus(scenes: int) -> list[str]:
     """What the tokenizers are trained on."""
-    return [*sentences(scenes), *SYSTEM]
+    told = sentences(scenes)
+    # As in a chat, where a question stands on a line of its own.
+    return [*(f"USER: \n{sentence} ASSISTANT:" for sentence in told), *told, *(20 * SYSTEM)]
 
 
 def tell(number: int, seed: int, longest: int) -> list[dict[str, str]]:
@@ -56,15 +61,23 @@ def _is_in_caption(question: Question) -> bool:
     return question.kind not in ("when", "said") and not any(words in question.text for words in together)
 
 
+@torch.no_grad()
+def shrink_branches(model: LlamaForCausalLM) -> None:
+    """Scale down what layers add, as GPT-2 does: what goes through all of them begins no larger than it came."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.mul_((2 * model.config.num_hidden_layers) ** -0.5)
+
+
 def main() -> None:
     """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--chats", type=int, default=24000)
-    parser.add_argument("--longest", type=int, default=40, help="seconds of a scene")
-    parser.add_argument("--epochs", type=float, default=4)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--hidden-size", type=int, default=96)
+    parser.add_argument("--chats", type=int, default=14400)
+    parser.add_argument("--longest", type=int, default=12, help="seconds of a scene")
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -88,22 +101,24 @@ def main() -> None:
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             initializer_range=width**-0.5,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # wavelengths that prompts of it have
+            tie_word_embeddings=True,
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
         )
     )
+    shrink_branches(model)
+    groups = parameter_groups(model, {}, arguments.learning_rate, weight_decay=0.01, use_muon=True)
     trainer = SFTTrainer(
         model,
         SFTConfig(
             output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
             num_train_epochs=arguments.epochs,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=24,
             learning_rate=arguments.learning_rate,
-            lr_scheduler_type="cosine",
+            lr_scheduler_type="linear",
             warmup_steps=0.05,
-            weight_decay=0.01,
-            adam_beta2=0.98,
             max_length=None,
             bf16=False,
             gradient_checkpointing=False,
@@ -117,6 +132,10 @@ def main() -> None:
         ),
         train_dataset=chats,
         processing_class=tokenizer,
+        optimizer_cls_and_kwargs=(
+            MuonWithAdamW,
+            {"params": groups, "lr": arguments.learning_rate, "betas": (0.9, 0.98)},
+        ),
     )
     trainer.train()
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)

@@ -8,7 +8,9 @@ def llm_tokenizer(sentences: list[str], vocabulary: int = 900) -> PreTrainedToke
     """A tokenizer like Vicuna's: BPE over "▁", bytes to fall back on, "▁" before what follows a special token, BOS."""
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    # Words are learned without their punctuation: a circle is the same with and without a question mark.
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation("isolated")])
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
     backend.train_from_iterator(sentences, trainer)
     # The trainer marks every given token as special; bytes are ordinary ones.

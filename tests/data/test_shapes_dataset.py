@@ -86,12 +86,12 @@ def test_one_question_a_record(world):
         video, question = user["content"]
         [answer] = assistant["content"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
-        assert video["path"] == record["video"]
+        assert video["path"] == record["scene"]
         assert (question["type"], answer["type"]) == ("text", "text")
         assert record["kind"] in QUESTION_KINDS
         assert question["text"].endswith("?")
         assert len(answer["text"].split()) == 1
-    asked = [(record["video"], record["messages"][0]["content"][1]["text"]) for record in records]
+    asked = [(record["scene"], record["messages"][0]["content"][1]["text"]) for record in records]
     assert len(set(asked)) == 24
 
 
@@ -102,13 +102,13 @@ def test_several_turns_carry_the_video_again(world):
         users = record["messages"][::2]
         assert len(record["kind"].split(",")) == len(users)
         assert all(message["content"][0] == users[0]["content"][0] for message in users)
-        assert users[0]["content"][0]["path"] == record["video"]
+        assert users[0]["content"][0]["path"] == record["scene"]
 
 
 def test_splits_share_no_video(world):
     pictures = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(world.glob("videos/*.mp4"))]
     assert len(set(pictures)) == 12
-    train, test = ({record["video"] for record in read(world / f"{split}.jsonl")} for split in ("train", "test"))
+    train, test = ({record["scene"] for record in read(world / f"{split}.jsonl")} for split in ("train", "test"))
     assert train.isdisjoint(test)
 
 

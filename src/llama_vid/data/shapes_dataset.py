@@ -27,7 +27,7 @@ from llama_vid.data.shapes_questions import (
 
 # Of one event in a long video: there is nothing to count or to order, and its second would be one of thousands.
 LONG_KINDS = ("colour", "shape", "direction", "said", "presence")
-VERSION = 2  # of the files: raised when equal settings no longer give equal ones
+VERSION = 3  # of the files: raised when equal settings no longer give equal ones
 
 
 def make_world(
@@ -50,8 +50,8 @@ def make_world(
     shapes in frames that have several.
 
     A record has `messages` in transformers' chat form, with paths relative to the folder (the video's; its subtitles'
-    if it has any), `kind` (that of the question; those of several turns with commas between) and `video`. Scenes follow
-    from seed, split and number, so splits share no video.
+    if it has any), `kind` (that of the question; those of several turns with commas between) and `scene` (its video).
+    Scenes follow from seed, split and number, so splits share no video.
 
     A split that is there already, made with the same settings (`world.json`), is left as it is. One that was
     interrupted goes on with the videos that are missing, and comes out as if nothing had happened.
@@ -220,7 +220,7 @@ def _record(video: str, turns: list[tuple[list[dict], str]], kind: str) -> dict:
     messages = []
     for parts, answer in turns:
         messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": [_text(answer)]}]
-    return {"messages": messages, "kind": kind, "video": video}
+    return {"messages": messages, "kind": kind, "scene": video}
 
 
 def _text(words: str) -> dict:
