@@ -13,6 +13,8 @@ from small_videos import decode_everything
 from transformers import AutoProcessor
 
 from llama_vid.data import shapes_dataset
+from llama_vid.data.mixture import DatasetConfig, load_mixture
+from llama_vid.data.records import to_messages
 from llama_vid.data.shapes_dataset import LONG_KINDS, make_world
 from llama_vid.data.shapes_questions import PICTURE_KINDS, QUESTION_KINDS
 from llama_vid.modeling.subtitles_llama_vid import read_subtitles
@@ -297,3 +299,19 @@ def test_questions_that_no_scene_has(tmp_path, arguments):
     with pytest.raises(ValueError, match="different questions of the kinds"):
         make_world(tmp_path / "world", split="train", **SETTINGS, **arguments)
     assert not (tmp_path / "world").exists()
+
+
+def test_the_records_are_read_as_they_were_written(world):
+    for name in ("train", "train-pictures", "train-captions"):
+        path = world / f"{name}.jsonl"
+        for row, record in zip(load_mixture([DatasetConfig(str(path))], seed=0), read(path), strict=True):
+            kinds, paths = zip(*map(first_part, to_messages(row)[::2]), strict=True)
+            expected = [first_part(message) for message in record["messages"][::2]]
+            assert list(zip(kinds, paths, strict=True)) == [(kind, str(world / path)) for kind, path in expected]
+
+
+def first_part(message: dict) -> tuple[str, str]:
+    """Kind and path of the only visual of a turn, which stands first."""
+    first, *others = message["content"]
+    assert all(part["type"] == "text" for part in others)
+    return first["type"], str(first["path"])

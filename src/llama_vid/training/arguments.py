@@ -114,7 +114,7 @@ def check_muon(training_args: "SFTConfig") -> None:
     """Raises ValueError where `use_muon` does not work."""
     if training_args.optim not in ("adamw_torch", "adamw_torch_fused"):
         raise ValueError(
-            f"`use_muon` is true, and `optim` is {str(training_args.optim)!r}, but Muon's partner is torch's AdamW: "
+            f"`use_muon` is true, and `optim` is {training_args.optim.value!r}, but Muon's partner is torch's AdamW: "
             "leave `optim` out."
         )
     if not hasattr(torch.optim, "Muon"):
