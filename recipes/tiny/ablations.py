@@ -1,0 +1,120 @@
+"""
+The paper's ablations in miniature: which tokens a frame has, on the same pre-trained parts and the same data.
+
+    python recipes/tiny/ablations.py [--seeds 0 1 2] [--variants ...] [--output runs/tiny/ablations]
+
+Each run goes from untrained connections to instruction tuning on images and then on clips, shortened, and answers the
+short clips' test. What is done already is not done again, so several processes may share the runs, and an interrupted
+one goes on where it was. It ends with the table of all runs so far, `ablations.md`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from llama_vid.composition import create_model
+from llama_vid.data.mixture import DatasetConfig, load_mixture
+from llama_vid.training.evaluation import answer_accuracy
+from llama_vid.training.sft import train
+
+HERE = Path(__file__).parent
+VISION, LANGUAGE = "models/tiny/instructblip", "models/tiny/language-model"
+# Values of the configuration, or another text decoder.
+VARIANTS = {
+    "context + content": {},
+    "content only": {"use_context_token": False},
+    "context only": {"use_content_token": False},
+    "context + 2 x 2 content": {"video_grid_size": 2},
+    "context + 4 x 4 content": {"video_grid_size": 4},
+    "context of a BERT decoder + content": {"qformer": "models/tiny/bert-decoder"},
+}
+STEPS = {"stage2-images": 300, "stage2": 300}
+
+
+def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train and test once; the scores."""
+    values = dict(VARIANTS[variant])
+    qformer = values.pop("qformer", VISION)
+    model_name = folder / "untrained"
+    if not model_name.exists():
+        create_model(
+            model_name,
+            vision_tower=VISION,
+            qformer=qformer if values.get("use_context_token", True) else None,
+            language_model=LANGUAGE,
+            config_overrides={"image_grid_size": values.get("video_grid_size", 1), **values},
+            seed=seed,
+        )
+    for stage, steps in STEPS.items():
+        settings = {"model_name_or_path": model_name, "max_steps": steps, "seed": seed, "save_strategy": "no"}
+        model_name = folder / stage
+        if not (model_name / "config.json").exists():
+            options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+            train(["--config", str(HERE / f"{stage}.yaml"), "--output_dir", str(model_name), *options])
+    model = AutoModelForImageTextToText.from_pretrained(model_name, dtype=torch.float32)
+    tests = load_mixture([DatasetConfig("data/tiny/test.jsonl")], seed=0)
+    scores = answer_accuracy(model, AutoProcessor.from_pretrained(model_name), tests, batch_size=25)
+    return {"tokens": model.config.frame_seq_length, **scores}
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation over the seeds, in percent."""
+    names = list(next(iter(results.values()))[0])[1:]
+    heads = [name.removeprefix("exact_match_") if name != "exact_match" else "all" for name in names]
+    lines = [f"| a frame has | tokens | runs | {' | '.join(heads)} |", f"|{'---|' * (3 + len(heads))}"]
+    for variant, runs in results.items():
+        cells = [_cell([scores[name] for scores in runs]) for name in names]
+        lines.append(f"| {variant} | {runs[0]['tokens']} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(shares: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * mean(shares):.1f}{spread}"
+
+
+def main() -> None:
+    """Do what is not done yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--output", type=Path, default=Path("runs/tiny/ablations"))
+    arguments = parser.parse_args()
+    results = {}
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            folder = arguments.output / f"{variant.replace(' ', '-')}-{seed}"
+            path = folder.with_suffix(".json")
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(f"{path}.lock", timeout=0):
+                    if not path.exists():
+                        write(path, json.dumps(run(variant, seed, folder), indent=1))
+                        shutil.rmtree(folder)
+            except Timeout:
+                print(f"{variant}, seed {seed}: another process is at it")
+    for path in sorted(arguments.output.glob("*.json")):
+        variant = path.stem.rpartition("-")[0]
+        results.setdefault(variant, []).append(json.loads(path.read_text(encoding="utf-8")))
+    results = {name: results[slug] for name in VARIANTS if (slug := name.replace(" ", "-")) in results}
+    write(arguments.output / "ablations.md", table(results))
+    print(table(results))
+
+
+def write(path: Path, text: str) -> None:
+    """All or nothing."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+if __name__ == "__main__":
+    main()
