@@ -9,9 +9,7 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed-demo
-	mkdir -p demo
-	$(VENV)/bin/python -c "from llama_vid.data.clips import make_demo_clip; make_demo_clip('demo/clip.mp4')"
-	$(VENV)/bin/llama-vid ask demo/clip.mp4 "What is moving?"
+	$(VENV)/bin/python recipes/tiny/demo.py --clip demo/clip.mp4
 
 # One thread: the models of the tests are so small that more threads only wait for each other. The model, the processor
 # and parity with the original are tested on the oldest supported transformers first, then everything on the installed one.

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -20,7 +21,6 @@ from llama_vid.data.clips import make_demo_clip
 from llama_vid.features import ExtractionReport, extract_features, feature_paths, to_stored_dtype
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
-from llama_vid.session import TINY_CHECKPOINT
 
 QUESTION = "What is moving?"
 
@@ -33,22 +33,22 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT).eval()
+    return AutoModelForImageTextToText.from_pretrained(UNTRAINED).eval()
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 def extract(videos, output, **kwargs) -> ExtractionReport:
-    return extract_features(videos, output, **{"model": TINY_CHECKPOINT, **kwargs})
+    return extract_features(videos, output, **{"model": UNTRAINED, **kwargs})
 
 
 def run_script(code: str, *arguments) -> subprocess.Popen:
     header = (
         "import sys\nfrom llama_vid.features import extract_features, _Extractor\n"
-        f"videos, output, model = sys.argv[2:], sys.argv[1], {TINY_CHECKPOINT!r}\n"
+        f"videos, output, model = sys.argv[2:], sys.argv[1], {UNTRAINED!r}\n"
     )
     command = [sys.executable, "-c", header + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -144,7 +144,7 @@ def test_memory_holds_a_chunk(clips, tmp_path, monkeypatch):
 
 def test_only_the_vision_tower_is_needed(clips, tmp_path):
     folder = tmp_path / "checkpoint"
-    shutil.copytree(TINY_CHECKPOINT, folder)
+    shutil.copytree(UNTRAINED, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: tensor for name, tensor in tensors.items() if "language_model" not in name}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -224,7 +224,7 @@ def test_equal_settings_said_otherwise_are_equal(clips, tmp_path):
 
 def test_features_of_another_encoder_are_made_again(clips, tmp_path, caplog):
     folder = tmp_path / "checkpoint"
-    shutil.copytree(TINY_CHECKPOINT, folder)
+    shutil.copytree(UNTRAINED, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.vision_tower.embeddings.class_embedding"] += 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -325,7 +325,7 @@ def test_launched_processes_share_the_videos_out(clips, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom llama_vid.features import extract_features\n"
-        f"report = extract_features(sys.argv[2:], sys.argv[1], model={TINY_CHECKPOINT!r})\n"
+        f"report = extract_features(sys.argv[2:], sys.argv[1], model={UNTRAINED!r})\n"
         "sys.stdout.write(f'written {\" \".join(path.stem for path in report.written)}\\n')\n"  # in one piece
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -18,12 +18,12 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from peft import get_peft_model
 from recipe_memory import DEVICES, architecture, estimate
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
 from llama_vid.cli import app, train
 from llama_vid.data.mixture import load_mixture
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.arguments import LlamaVidScriptArguments
 from llama_vid.training.stages import STAGE_MODULES, choose_modules, lora_config
 
@@ -247,7 +247,7 @@ def test_fsdp_shards_the_layers_of_the_model(monkeypatch):
             monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
-    model = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT)
+    model = AutoModelForImageTextToText.from_pretrained(UNTRAINED)
     plugin.set_auto_wrap_policy(model)
     is_wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
     wrapped = {id(module) for module in model.modules() if is_wrapped(module)}
@@ -336,18 +336,18 @@ def test_long_chats_are_split_without_losing_a_turn(tmp_path, monkeypatch):
 
 
 def test_an_adapter_is_merged(tmp_path, monkeypatch):
-    model = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT)
+    model = AutoModelForImageTextToText.from_pretrained(UNTRAINED)
     config = lora_config(model, choose_modules(model, 2), ModelConfig(use_peft=True, lora_r=2))
     config.init_lora_weights = False
     tuned = get_peft_model(model, config)
     tuned.save_pretrained(tmp_path / "adapter")
-    AutoProcessor.from_pretrained(TINY_CHECKPOINT).save_pretrained(tmp_path / "adapter")
+    AutoProcessor.from_pretrained(UNTRAINED).save_pretrained(tmp_path / "adapter")
     folders = [str(tmp_path / name) for name in ("adapter", "merged")]
     run_script("merge_adapter.py", *folders, "65536", monkeypatch=monkeypatch)
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     expected = tuned.merge_and_unload().state_dict()
     assert all(torch.allclose(merged[name].float(), expected[name], atol=0.02, rtol=0.02) for name in merged)
-    base = load_file(Path(TINY_CHECKPOINT) / "model.safetensors")
+    base = load_file(Path(UNTRAINED) / "model.safetensors")
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
     assert not torch.allclose(merged[name].float(), base[name].float(), atol=0.02, rtol=0.02)
     config = AutoConfig.from_pretrained(tmp_path / "merged")
@@ -358,7 +358,7 @@ def test_an_adapter_is_merged(tmp_path, monkeypatch):
 
 def test_a_context_is_stretched_where_it_is(tmp_path, monkeypatch):
     for part in (AutoModelForImageTextToText, AutoProcessor):
-        part.from_pretrained(TINY_CHECKPOINT).save_pretrained(tmp_path)
+        part.from_pretrained(UNTRAINED).save_pretrained(tmp_path)
     expected = AutoConfig.from_pretrained(tmp_path).to_dict()
     run_script("stretch_context.py", str(tmp_path), "65536", monkeypatch=monkeypatch)
     config = AutoConfig.from_pretrained(tmp_path)

@@ -13,12 +13,12 @@ import transformers
 from PIL import Image
 from remote_code_script import AUTO_CLASSES, MAX_NEW_TOKENS, PROMPT, QUESTION, encode, logits
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from small_videos import pictures
 
 import llama_vid.modeling
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
-from llama_vid.session import TINY_CHECKPOINT
 
 SCRIPT = Path(__file__).with_name("remote_code_script.py")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -27,8 +27,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def package():
     """Processor and model as the installed package loads them."""
-    processor = LlamaVidProcessor.from_pretrained(TINY_CHECKPOINT)
-    return processor, LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT)
+    processor = LlamaVidProcessor.from_pretrained(UNTRAINED)
+    return processor, LlamaVidForConditionalGeneration.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """
-Make the embedded checkpoint `src/llama_vid/tiny`: real in every part, small, and untrained.
+Make the checkpoint of the tests, `tests/untrained`: real in every part, small, and untrained. Benchmarks use it too.
 
-    python recipes/tiny/make_checkpoint.py [--output src/llama_vid/tiny] [--seed 0] [--image-size 56]
+    python recipes/tiny/make_checkpoint.py [--output tests/untrained] [--seed 0] [--image-size 56]
 
 All widths differ, so that a mix-up of two of them fails. The weights follow from the seed alone.
 """
@@ -121,8 +121,8 @@ def make_checkpoint(output: Path, seed: int, image_size: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "src" / "llama_vid" / "tiny")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "tests" / "untrained")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image-size", type=int, default=56, help="the embedded one's; 224 for benchmarks")
+    parser.add_argument("--image-size", type=int, default=56, help="that of the tests; 224 for benchmarks")
     arguments = parser.parse_args()
     make_checkpoint(arguments.output, arguments.seed, arguments.image_size)

@@ -4,8 +4,8 @@ the frame in every layer.
 
     python recipes/tiny/pretrain_bert_decoder.py --tower models/tiny/instructblip --output models/tiny/bert-decoder
 
-`llama-vid create` takes the folder as `--qformer`. The tower stays as it is; the projection of its width is thrown away,
-as in the paper, where stage 1 trains it anew.
+`llama-vid create` takes the folder as `--qformer`. The tower stays as it is. The projection of its width is thrown
+away, as stage 1 trains it anew.
 """
 
 import argparse

@@ -42,9 +42,9 @@ KeepDamaged = Annotated[
     bool, typer.Option("--keep-damaged", help="Of a damaged video, take what comes before the damage.")
 ]
 
-UNTRAINED = (
-    "The embedded checkpoint is untrained: the whole path ran, but the answer means nothing. "
-    "Pass --model for a trained one."
+EMBEDDED = (
+    "The embedded checkpoint answered, which knows nothing but a small world of coloured shapes. "
+    "Pass --model for another one."
 )
 
 
@@ -96,7 +96,7 @@ def ask(
     )
     print(answer.text)
     if model is None:
-        console.print(UNTRAINED, style="yellow", soft_wrap=True)
+        console.print(EMBEDDED, style="yellow", soft_wrap=True)
     console.print(
         f"{answer.num_frames} frames, {answer.tokens_per_frame} tokens per frame, "
         f"{answer.prompt_length} tokens in the prompt, {answer.seconds:.2f} s",
@@ -131,7 +131,7 @@ def chat(
     from llama_vid.session import TINY_CHECKPOINT
 
     if model is None:
-        console.print(UNTRAINED, style="yellow", soft_wrap=True)
+        console.print(EMBEDDED, style="yellow", soft_wrap=True)
     chat_about(
         video,
         model=model or TINY_CHECKPOINT,

@@ -18,7 +18,7 @@ from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
 from llama_vid.modeling.video_sources_llama_vid import local_source
 
-# An untrained checkpoint inside the package: every part is real and small, its answers mean nothing.
+# A small checkpoint inside the package, which recipes/tiny trained: it answers about a world of coloured shapes.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
 
 
@@ -79,7 +79,7 @@ class LlamaVidSession:
         Load a checkpoint onto the GPU, if there is one.
 
         Args:
-            model (`str` or `PathLike`, *optional*): A folder or Hub id; the untrained embedded checkpoint by default.
+            model (`str` or `PathLike`, *optional*): A folder or Hub id; the small embedded checkpoint by default.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Whether code of the checkpoint may run; LLaMA-VID ones do not need it, their classes are installed here.
 

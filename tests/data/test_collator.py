@@ -10,6 +10,7 @@ import transformers
 from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
@@ -20,7 +21,6 @@ from llama_vid.data.collator import IGNORED, BadSampleError, LlamaVidDataCollato
 from llama_vid.features import extract_features
 from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
-from llama_vid.session import TINY_CHECKPOINT
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "x2_mixed_batch_labels"
 
@@ -30,7 +30,7 @@ ENDS = {"vicuna_v1": "</s>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "pl
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_templates_without_marks(processor, clip, picture):
 def test_a_batch_is_its_samples(processor, clip, picture):
     """Losses and gradients of a mixed batch are those of its samples one by one."""
     collator, chats = LlamaVidDataCollator(processor), samples(clip, picture)
-    model = LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT)
+    model = LlamaVidForConditionalGeneration.from_pretrained(UNTRAINED)
     whole = collator(chats)
     assert whole["pixel_values_videos"].shape[0] == 3  # two turns, one video
     assert whole["video_indices"].tolist() == [0, 0]
@@ -161,9 +161,9 @@ def test_a_batch_is_its_samples(processor, clip, picture):
 
 def test_features_and_files_in_a_batch(processor, clip, picture, tmp_path):
     """Stage 3 mixes films whose features were extracted with clips and images."""
-    model = LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT).eval()
+    model = LlamaVidForConditionalGeneration.from_pretrained(UNTRAINED).eval()
     film = write_clip(tmp_path / "film.mp4", pictures(20), fps=4)
-    path = str(extract_features(film, tmp_path / "features", model=TINY_CHECKPOINT).written[0])
+    path = str(extract_features(film, tmp_path / "features", model=UNTRAINED).written[0])
     question = "Who speaks?"
     kept = {"messages": [user({"type": "video", "features": path}, question), assistant("Nobody.")]}
     decoded = {"messages": [user({"type": "video", "path": str(film)}, question), assistant("Nobody.")]}
@@ -268,7 +268,7 @@ def test_a_batch_without_a_good_sample_moves_nothing(processor):
     batch = LlamaVidDataCollator(processor, on_bad_sample="skip")([missing])
     assert batch["input_ids"].shape == (1, 1)
     assert batch["labels"].tolist() == [[IGNORED]]
-    model = LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT)
+    model = LlamaVidForConditionalGeneration.from_pretrained(UNTRAINED)
     model(**batch, use_cache=False).logits.sum().backward()
 
 

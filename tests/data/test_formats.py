@@ -6,16 +6,16 @@ import logging
 
 import pytest
 from small_chats import DEFAULT, SYSTEM, assistant, from_messages, instructions, picture, system, text, user
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.data.formats import READERS, read_records
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
-from llama_vid.session import TINY_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import datasets
 import pytest
 import torch
 from small_chats import assistant, from_messages, instructions, picture, user
+from small_checkpoint import UNTRAINED
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 from llama_vid.data.media import check_media
 from llama_vid.data.mixture import DatasetConfig, load_mixture
 from llama_vid.data.records import to_messages
-from llama_vid.session import TINY_CHECKPOINT
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_images_of_parquet_files(tmp_path, streaming):
     assert [part["type"] for part in content] == ["image", "image", "text"]
     assert content[1] == {"type": "image", "path": files[1]}
 
-    processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(UNTRAINED)
     inputs = from_messages(processor, to_messages(twice))
     assert instructions(processor, inputs) == ["who?", "who?"]
     assert list(inputs["image_indices"]) == [0, 0]

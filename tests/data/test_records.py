@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from small_chats import assistant, from_messages, image, picture, user
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.data.records import make_record, row_features, to_messages, to_row
-from llama_vid.session import TINY_CHECKPOINT
 
 
 def encoded(image, format: str = "PNG", **options) -> bytes:
@@ -50,7 +50,7 @@ def test_attached_images_equal_files(tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     attached = to_messages(stored(user({"type": "image", "image": content}, "Who?"), assistant("He.")))
 
-    processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(UNTRAINED)
     expected = from_messages(processor, [user(image(str(tmp_path / "a.png"), "path"), "Who?"), assistant("He.")])
     assert torch.equal(from_messages(processor, attached)["pixel_values"], expected["pixel_values"])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_checkpoint import UNTRAINED
 from small_videos import decode_everything
 from transformers import AutoProcessor
 
@@ -18,14 +19,13 @@ from llama_vid.data.records import to_messages
 from llama_vid.data.shapes_dataset import LONG_KINDS, make_world
 from llama_vid.data.shapes_questions import PICTURE_KINDS, QUESTION_KINDS
 from llama_vid.modeling.subtitles_llama_vid import read_subtitles
-from llama_vid.session import TINY_CHECKPOINT
 
 SETTINGS = {"num_videos": 6, "seed": 1, "seconds": (8, 12)}
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")

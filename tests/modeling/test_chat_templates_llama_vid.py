@@ -11,10 +11,10 @@ from small_chats import (
     WITHOUT_MARKERS,
     WITHOUT_SYSTEM,
 )
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers, wrap_chat_template
-from llama_vid.session import TINY_CHECKPOINT
 
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
@@ -26,7 +26,7 @@ CHAT = [
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture

@@ -34,19 +34,19 @@ from small_chats import (
     video,
     with_template,
 )
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
-from llama_vid.session import TINY_CHECKPOINT
 
 MASKS = Version(transformers.__version__) >= Version("5.18")
 
 
 @pytest.fixture(scope="module")
 def processor() -> LlamaVidProcessor:
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -506,7 +506,7 @@ def test_input_names(processor):
 
 @pytest.mark.parametrize("template", [*CHAT_TEMPLATES, wrap_chat_template(FOREIGN["default_system"])])
 def test_saved_and_loaded(processor, clip, tmp_path, template):
-    loaded = AutoProcessor.from_pretrained(TINY_CHECKPOINT)  # parts of its own
+    loaded = AutoProcessor.from_pretrained(UNTRAINED)  # parts of its own
     original = with_template(loaded, template, image_seq_length=9, frame_seq_length=5, default_instruction="look")
     original.video_processor.fps, original.video_processor.max_frames = 2.0, 5
     original.image_processor.do_pad = False
@@ -531,7 +531,7 @@ def test_saved_and_loaded(processor, clip, tmp_path, template):
 
 
 def test_the_text_decoders_tokenizer_is_never_replaced_by_the_other(tmp_path):
-    shutil.copytree(TINY_CHECKPOINT, tmp_path / "copy")
+    shutil.copytree(UNTRAINED, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "qformer_tokenizer")
     with pytest.raises(ValueError, match="cannot be loaded from the folder `qformer_tokenizer` of "):
         AutoProcessor.from_pretrained(tmp_path / "copy")
@@ -539,7 +539,7 @@ def test_the_text_decoders_tokenizer_is_never_replaced_by_the_other(tmp_path):
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 def test_another_template_on_loading_has_its_own_markers(processor, template):
-    loaded = AutoProcessor.from_pretrained(TINY_CHECKPOINT, chat_template=template)
+    loaded = AutoProcessor.from_pretrained(UNTRAINED, chat_template=template)
     assert loaded.user_turn_markers == with_template(processor, template).user_turn_markers
     chat = [user(image(), "one"), assistant("yes")]
     expected = DEFAULT if template == "plain" else "one"

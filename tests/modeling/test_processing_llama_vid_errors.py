@@ -13,10 +13,10 @@ from small_chats import (
     user,
     video,
 )
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.modeling import LlamaVidProcessor
-from llama_vid.session import TINY_CHECKPOINT
 
 NAN = np.zeros((8, 8, 3), np.float32)
 NAN[0, 0, 0] = np.nan
@@ -25,7 +25,7 @@ FEATURES = torch.zeros(2, 17, 24)
 
 @pytest.fixture(scope="module")
 def processor() -> LlamaVidProcessor:
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,17 @@ from small_chats import (
     video,
     with_template,
 )
+from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.modeling import LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
 from llama_vid.modeling.processing_llama_vid import FILM_END, FILM_INTRODUCTION
-from llama_vid.session import TINY_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
 def processor() -> LlamaVidProcessor:
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 CHATS = {

@@ -7,13 +7,13 @@ import logging
 import numpy as np
 import pytest
 import torch
+from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from transformers import AutoProcessor
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import subtitles_llama_vid as subtitles
 from llama_vid.modeling.subtitles_llama_vid import Cue, align_subtitles, read_subtitles, without_control_tokens
-from llama_vid.session import TINY_CHECKPOINT
 
 SRT = """1
 00:00:01,000 --> 00:00:02,500
@@ -173,7 +173,7 @@ def test_control_tokens_are_taken_apart():
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
-
-from llama_vid.session import TINY_CHECKPOINT
+from small_checkpoint import UNTRAINED
 
 
 def turns(*texts: str) -> list[dict]:
@@ -26,7 +25,7 @@ def recipe(folder: Path, data: Path, stage: int, **changes) -> str:
         datasets = [{"path": str(data / "captions.json"), "format": "llava_captions", "root": str(data)}]
     settings = {
         "stage": stage,
-        "model_name_or_path": TINY_CHECKPOINT,
+        "model_name_or_path": UNTRAINED,
         "train_datasets": datasets,
         "output_dir": str(folder / "run"),
         "max_steps": 4,

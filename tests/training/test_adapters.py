@@ -9,11 +9,11 @@ import pytest
 import torch
 from peft import AutoPeftModel
 from safetensors.torch import load_file, save_file
+from small_checkpoint import UNTRAINED
 from small_recipes import recipe, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.data.collator import LlamaVidDataCollator
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.evaluation import generate_answers
 from llama_vid.training.sft import train
 
@@ -64,8 +64,8 @@ save_file(found, folder / "found.safetensors")
 def work(data, tmp_path_factory) -> Path:
     """A folder with a base, its adapter as stage 2 leaves it, and a batch with an image and text."""
     folder = tmp_path_factory.mktemp("adapter")
-    processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
-    for part in (AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT), processor):
+    processor = AutoProcessor.from_pretrained(UNTRAINED)
+    for part in (AutoModelForImageTextToText.from_pretrained(UNTRAINED), processor):
         part.save_pretrained(folder / "base")
     train(["--config", recipe(folder, data, 2, use_peft=True, lora_r=4, model_name_or_path=str(folder / "base"))])
     image = {"type": "image", "path": str(data / "1.png")}

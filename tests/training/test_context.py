@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from small_checkpoint import UNTRAINED
 from small_recipes import recipe
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.sft import train
 from llama_vid.training.trained_modules import load_trained_modules, whole_base
 
@@ -23,7 +23,7 @@ def rope(config) -> dict:
 def stages(data, tmp_path_factory):
     """Stage 3 with a longer context, whole and as trained modules."""
     folder = tmp_path_factory.mktemp("long")
-    assert AutoConfig.from_pretrained(TINY_CHECKPOINT).context_length == 4096
+    assert AutoConfig.from_pretrained(UNTRAINED).context_length == 4096
     train(["--config", recipe(folder / "whole", data, 3, **LONG)])
     changes = {"save_only_trained": True, "train_modules": ["multi_modal_projector"]}
     train(["--config", recipe(folder / "alone", data, 3, **LONG, **changes)])
@@ -34,7 +34,7 @@ def test_it_is_trained_with(data, tmp_path):
     trainer = train(["--config", recipe(tmp_path, data, 3, **LONG)])
     assert rope(trainer.model.config) == STRETCHED
     assert trainer.model.model.language_model.rotary_emb.config.rope_parameters["factor"] == 16
-    plain = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT).model.language_model.rotary_emb
+    plain = AutoModelForImageTextToText.from_pretrained(UNTRAINED).model.language_model.rotary_emb
     stretched = trainer.model.model.language_model.rotary_emb
     assert (stretched.inv_freq * 16).allclose(plain.inv_freq)
 
@@ -49,7 +49,7 @@ def test_it_is_saved(stages, name):
     model = load_trained_modules(folder) if name == "alone" else AutoModelForImageTextToText.from_pretrained(folder)
     assert model.config.context_length == 65536
     assert rope(model.config) == STRETCHED
-    assert model.name_or_path == (TINY_CHECKPOINT if name == "alone" else str(folder))
+    assert model.name_or_path == (UNTRAINED if name == "alone" else str(folder))
 
 
 @pytest.mark.parametrize("name", ["whole", "alone"])
@@ -72,10 +72,10 @@ def test_an_adapter_has_that_of_its_base(data, stages, tmp_path):
 @pytest.mark.parametrize("name", ["tiny", "alone"])
 def test_an_adapter_cannot_have_another(data, stages, tmp_path, name):
     """Over trained modules too, whose base is what the adapter will be loaded over."""
-    base = {"tiny": TINY_CHECKPOINT, "alone": str(stages / "alone" / "run")}[name]
+    base = {"tiny": UNTRAINED, "alone": str(stages / "alone" / "run")}[name]
     changes = {**LONG, "use_peft": True, "model_name_or_path": base}
     if name == "alone":
-        assert whole_base(base, None) == (TINY_CHECKPOINT, "main")
+        assert whole_base(base, None) == (UNTRAINED, "main")
         del changes["context_length"]  # which they have already
     message = "is 65536, but that of .* is 4096, and an adapter stores no configuration: stretch the base first"
     with pytest.raises(ValueError, match=message):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoint import UNTRAINED
 from small_recipes import recipe, weights
 from transformers import AutoModelForImageTextToText
 
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.sft import train
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "accelerate_configs" / "zero3.yaml"
@@ -55,7 +55,7 @@ def test_stage_2_over_trained_modules(data, modules, tmp_path, use_peft):
     """Fully, and with adapters, which hold modules of which a part is frozen."""
     changes = {"use_peft": use_peft, "model_name_or_path": str(modules), "max_steps": 1, "learning_rate": 1e-4}
     launch(tmp_path, recipe(tmp_path, data, 2, **changes, use_cpu=False, ddp_backend="gloo"))
-    base = load_file(f"{TINY_CHECKPOINT}/model.safetensors")
+    base = load_file(f"{UNTRAINED}/model.safetensors")
     if use_peft:
         saved = weights(tmp_path / "run", "adapter_model.safetensors")
         found = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 from small_chats import CAT, DOG, assistant, image, system, user, video
+from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid import extract_features
 from llama_vid.data.clips import write_clip
 from llama_vid.data.mixture import load_mixture
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.evaluation import (
     GeneratedAnswer,
     accuracy,
@@ -33,12 +33,12 @@ ROWS = [{"messages": chat} for chat in CHATS]
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT)
+    return AutoModelForImageTextToText.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    return AutoProcessor.from_pretrained(UNTRAINED)
 
 
 def said(model, processor, rows, **options) -> list[str]:
@@ -76,7 +76,7 @@ def test_earlier_answers_stay_in_the_prompt(model, processor, monkeypatch):
 
 def test_files_and_features_of_a_mixture(model, processor, tmp_path):
     write_clip(tmp_path / "clip.mp4", pictures(12), fps=4)
-    extract_features(tmp_path / "clip.mp4", tmp_path / "features", model=TINY_CHECKPOINT)
+    extract_features(tmp_path / "clip.mp4", tmp_path / "features", model=UNTRAINED)
     rows = (
         '{"video": "clip.mp4", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A"}]}'
     )
@@ -141,15 +141,15 @@ import json, sys
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from llama_vid.session import TINY_CHECKPOINT
+from small_checkpoint import UNTRAINED
 from llama_vid.training.evaluation import generate_answers
 
 state = PartialState(cpu=True)
 assert state.num_processes == 2
-model = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT)
+model = AutoModelForImageTextToText.from_pretrained(UNTRAINED)
 rows, calls, generate = json.loads(sys.argv[1]), [], model.generate
 model.generate = lambda **inputs: calls.append(len(inputs["input_ids"])) or generate(**inputs)
-answers = generate_answers(model, AutoProcessor.from_pretrained(TINY_CHECKPOINT), rows, batch_size=1, max_new_tokens=6)
+answers = generate_answers(model, AutoProcessor.from_pretrained(UNTRAINED), rows, batch_size=1, max_new_tokens=6)
 assert calls == [1, 1], calls  # two of three rows, the last one on both
 print(json.dumps([answer.text for answer in answers]) + "\\n", end="", flush=True)
 state.destroy_process_group()

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from small_recipes import assert_equal_weights, llava, recipe, weights
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training import sft
 from llama_vid.training.evaluation import GeneratedAnswer
 from llama_vid.training.precision import hold_in_float32, in_dtype
@@ -49,7 +49,7 @@ def test_small_steps_are_not_lost(data, tmp_path, form):
     assert dtypes(parameter for parameter in held.values() if parameter.requires_grad) == {torch.float32}
     assert dtypes(p for name, p in held.items() if "vision_tower" in name) == {torch.bfloat16}
     [name] = [name for name, p in held.items() if p.requires_grad and name.endswith("value_proj.weight")]
-    before = load_file(f"{TINY_CHECKPOINT}/model.safetensors")["model.context_attention.value_proj.weight"].bfloat16()
+    before = load_file(f"{UNTRAINED}/model.safetensors")["model.context_attention.value_proj.weight"].bfloat16()
     assert (held[name] != before).float().mean() > 0.9
     assert (held[name].bfloat16() != before).float().mean() < 0.5  # which is what rounding would have lost
 
@@ -105,7 +105,7 @@ def test_16_bits_without_autocast(data, tmp_path):
         ValueError, match=r"`dtype` is torch\.bfloat16, but neither `bf16` nor `fp16` is true: .* Set one"
     ):
         train(["--config", recipe(tmp_path, data, 2, dtype="bfloat16")])
-    AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    AutoModelForImageTextToText.from_pretrained(UNTRAINED, dtype=torch.bfloat16).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"`dtype` is torch\.bfloat16, but neither"):
         train(["--config", recipe(tmp_path, data, 2, dtype="auto", model_name_or_path=str(tmp_path))])
 
@@ -113,7 +113,7 @@ def test_16_bits_without_autocast(data, tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_text_decoder_is_of_one_type(stage):
     """The half of its last layer that is frozen meets the half that trains."""
-    model = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT, dtype=torch.bfloat16)
+    model = AutoModelForImageTextToText.from_pretrained(UNTRAINED, dtype=torch.bfloat16)
     set_trainable(model, choose_modules(model, stage))
     hold_in_float32(model)
     assert dtypes(model.model.qformer.parameters()) == {torch.bfloat16 if stage == 1 else torch.float32}

@@ -7,10 +7,11 @@ import torch
 from datasets import IterableDataset
 from PIL import Image
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from small_recipes import llava, recipe, turns, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid.session import TINY_CHECKPOINT, ask
+from llama_vid.session import ask
 from llama_vid.training.sft import train
 from llama_vid.training.stages import STAGE_MODULES
 
@@ -19,7 +20,7 @@ from llama_vid.training.stages import STAGE_MODULES
 def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stage):
     trainer = train(["--config", recipe(tmp_path, data, stage)])
     assert trainer.state.global_step == 4
-    before, after = load_file(f"{TINY_CHECKPOINT}/model.safetensors"), weights(tmp_path / "run")
+    before, after = load_file(f"{UNTRAINED}/model.safetensors"), weights(tmp_path / "run")
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed
     assert all(any(f"{name}." in key for name in STAGE_MODULES[stage]) for key in changed)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
+from small_checkpoint import UNTRAINED
 from small_models import small_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig
 
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.stages import (
     LANGUAGE_MODULES,
     STAGE_MODULES,
@@ -28,7 +28,7 @@ STAGE_2 = ["qformer", "query_tokens", "qformer_layernorm", "context_attention", 
 
 @pytest.fixture
 def model():
-    return AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT)
+    return AutoModelForImageTextToText.from_pretrained(UNTRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def batch():
         ],
         [{"role": "user", "content": "Is there any?"}, {"role": "assistant", "content": "No."}],
     ]
-    return LlamaVidDataCollator(AutoProcessor.from_pretrained(TINY_CHECKPOINT))([{"messages": chat} for chat in chats])
+    return LlamaVidDataCollator(AutoProcessor.from_pretrained(UNTRAINED))([{"messages": chat} for chat in chats])
 
 
 def moved(model, batch) -> set[str]:
@@ -104,7 +104,7 @@ def test_lora_moves_adapters_and_what_is_trained_whole(model, batch, stage, tmp_
     with torch.no_grad():
         expected = peft_model(**batch).logits
     peft_model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT), tmp_path).eval()
+    loaded = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(UNTRAINED), tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, expected)
         merged = loaded.merge_and_unload()

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoint import UNTRAINED
 from small_recipes import assert_equal_weights, recipe, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llama_vid.session import TINY_CHECKPOINT
 from llama_vid.training.sft import train
 from llama_vid.training.stages import LANGUAGE_MODULES, STAGE_MODULES, choose_modules
 from llama_vid.training.trained_modules import (
@@ -27,7 +27,7 @@ BASE = "models/of/old"  # with more than one slash it cannot be on the Hub
 def stages(data, tmp_path_factory):
     """Stage 1, whole and as trained modules, in folders that are named relatively, with a whole base."""
     folder = tmp_path_factory.mktemp("stages")
-    shutil.copytree(TINY_CHECKPOINT, folder / BASE)
+    shutil.copytree(UNTRAINED, folder / BASE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, alone in (("whole", False), ("alone", True)):

@@ -13,12 +13,12 @@ from datasets import Dataset, Features, Image, List, Value
 from packaging.version import Version
 from safetensors.torch import load_file
 from small_chats import assistant, image, picture, user
+from small_checkpoint import UNTRAINED
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from llama_vid.data.collator import LlamaVidDataCollator
-from llama_vid.session import TINY_CHECKPOINT
 
 with_assistant_masks = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"), reason="assistant_only_loss with images needs it"
@@ -55,10 +55,10 @@ def config(folder: Path, **changes) -> SFTConfig:
 )
 def test_its_trainer_and_its_collator(tmp_path, form, changes):
     trainer = SFTTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT),
+        model=AutoModelForImageTextToText.from_pretrained(UNTRAINED),
         args=config(tmp_path, **changes),
         train_dataset=Dataset.from_list(chats(form)),
-        processing_class=AutoProcessor.from_pretrained(TINY_CHECKPOINT),
+        processing_class=AutoProcessor.from_pretrained(UNTRAINED),
     )
     assert type(trainer.data_collator).__module__.startswith("trl.")
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
@@ -74,7 +74,7 @@ def test_its_trainer_and_its_collator(tmp_path, form, changes):
 @with_assistant_masks
 def test_its_collator_gives_what_ours_gives():
     """The same words, pixels and instructions, and, where it is asked to, the same labels; but no BOS."""
-    processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(UNTRAINED)
     rows = chats("messages")
     messages = [
         [user(image(row["images"][0]), row["messages"][0]["content"]), assistant(row["messages"][1]["content"])]
@@ -93,7 +93,7 @@ def test_its_collator_gives_what_ours_gives():
 def test_its_command_line(tmp_path):
     """On a folder with images, by the code in the checkpoint: TRL does not import this package."""
     for part in (AutoModelForImageTextToText, AutoProcessor):
-        part.from_pretrained(TINY_CHECKPOINT).save_pretrained(tmp_path / "model")
+        part.from_pretrained(UNTRAINED).save_pretrained(tmp_path / "model")
     message = {"role": Value("string"), "content": Value("string")}
     features = Features({"messages": List(message), "images": List(Image())})
     (tmp_path / "data").mkdir()
