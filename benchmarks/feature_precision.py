@@ -96,7 +96,7 @@ def main(checkpoint: str, seconds: int, tokens: int, device: str) -> str:
     lines = [
         f"{len(exact)} frames of a demo clip with {side} x {side} patches each, {len(QUESTIONS)} questions, greedy "
         f"answers of {tokens} tokens. Checkpoint: "
-        + ("the embedded, untrained one." if checkpoint == TINY_CHECKPOINT else f"`{checkpoint}`."),
+        + ("the embedded one." if checkpoint == TINY_CHECKPOINT else f"`{checkpoint}`."),
         "",
         "| Stored as | kB a frame | Error of features | Error of logits | Most likely token is the same |",
         "|---|---|---|---|---|",

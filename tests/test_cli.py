@@ -25,7 +25,7 @@ def test_ask_prints_answer_frames_cost_and_time(clip):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.strip().splitlines()
     assert lines[0].strip()
-    assert "untrained" in result.stdout
+    assert "small world of coloured shapes" in result.stdout
     assert "4 frames, 2 tokens per frame" in lines[-1]
     assert lines[-1].endswith(" s")
 

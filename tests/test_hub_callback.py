@@ -15,6 +15,7 @@ from llama_vid.session import TINY_CHECKPOINT
 pytest_plugins = ["local_hub"]
 
 BASE = "someone/base"
+TINY_RECIPES = Path(__file__).parents[1] / "recipes" / "tiny"
 
 # Publishes a base, trains recipes, one after another in one process, and publishes each result by hand beside.
 TRAIN = """
@@ -28,7 +29,7 @@ for recipe, output, twin in jobs:
     publish(output, twin)
 """
 
-# Name and what differs from a plain recipe of the stage.
+# Name and what differs from the tiny model's recipe of the stage.
 RUNS = {
     "stage-1": {"stage": 1, "hub_strategy": "end"},
     "stage-1-trained": {"stage": 1, "save_only_trained": True},
@@ -56,18 +57,18 @@ def runs(hub, tmp_path_factory) -> Path:
     jobs = []
     for name, changes in RUNS.items():
         data = {"path": str(work / "chats.json"), "root": str(work)}
+        recipe = TINY_RECIPES / f"stage{changes['stage']}.yaml"
         settings = {
+            **yaml.safe_load(recipe.read_text(encoding="utf-8")),
             "model_name_or_path": BASE,
             "train_datasets": [{**data, "format": "llava_captions" if changes["stage"] == 1 else "llava"}],
             "output_dir": str(work / name),
             "max_steps": 2,
             "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
             "logging_steps": 1,
             "save_strategy": "steps",
             "save_steps": 1,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
             "push_to_hub": True,
             "hub_model_id": f"someone/{name}",
             "hub_always_push": True,
