@@ -166,8 +166,9 @@ def _result(row: dict) -> EvalResult:
     return EvalResult(
         task_type=TASK,
         dataset_type=row["dataset"],
-        dataset_name=row["name"],
+        dataset_name=row["dataset"],
         metric_type=row["metric"],
+        metric_name=row["name"],
         metric_value=row["value"],
         source_name=url,
         source_url=url,
