@@ -17,6 +17,7 @@ from original_checkpoints import (
 )
 from original_checkpoints import VISION as ORIGINAL_VISION
 from small_chats import WITH_DEFAULT_SYSTEM, WITHOUT_SYSTEM
+from small_checkpoint import UNTRAINED
 from small_models import QFORMER
 from small_parts import NEW, SIZES, WORDS, same, write
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -381,11 +382,11 @@ def test_placeholder_ids_must_be_the_models():
         build_processor(config, loaded.tokenizer, loaded.qformer_tokenizer)
 
 
-def test_embedded_checkpoint_is_small_complete_and_without_code():
-    files = [file for file in Path(TINY_CHECKPOINT).rglob("*") if file.is_file()]
+def test_the_tests_checkpoint_is_small_complete_and_without_code():
+    files = [file for file in Path(UNTRAINED).rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 3_000_000
     assert not [file for file in files if file.suffix in (".py", ".bin", ".pt", ".pth")]
-    model, report = AutoModelForImageTextToText.from_pretrained(TINY_CHECKPOINT, output_loading_info=True)
+    model, report = AutoModelForImageTextToText.from_pretrained(UNTRAINED, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     config = model.config

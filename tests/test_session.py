@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoint import UNTRAINED
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid import LlamaVidSession, ask, extract_features, transcription
@@ -158,14 +159,14 @@ def test_prompts_beyond_what_the_model_was_trained_for(opened, caplog):
 
 
 def test_linear_scaling_lengthens_the_context():
-    config = LlamaVidSession.from_pretrained().model.config
+    config = LlamaVidSession.from_pretrained(UNTRAINED).model.config
     assert config.context_length == 4096
     config.text_config.rope_parameters = {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0}
     assert config.context_length == 65536
 
 
 def test_yarn_lengthens_the_context_from_where_it_says():
-    config = LlamaVidSession.from_pretrained().model.config
+    config = LlamaVidSession.from_pretrained(UNTRAINED).model.config
     rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
     config.text_config.rope_parameters = rope
     assert config.context_length == 16384

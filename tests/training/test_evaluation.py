@@ -141,15 +141,15 @@ import json, sys
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from small_checkpoint import UNTRAINED
 from llama_vid.training.evaluation import generate_answers
 
 state = PartialState(cpu=True)
 assert state.num_processes == 2
-model = AutoModelForImageTextToText.from_pretrained(UNTRAINED)
-rows, calls, generate = json.loads(sys.argv[1]), [], model.generate
+path = sys.argv[1]
+model = AutoModelForImageTextToText.from_pretrained(path)
+rows, calls, generate = json.loads(sys.argv[2]), [], model.generate
 model.generate = lambda **inputs: calls.append(len(inputs["input_ids"])) or generate(**inputs)
-answers = generate_answers(model, AutoProcessor.from_pretrained(UNTRAINED), rows, batch_size=1, max_new_tokens=6)
+answers = generate_answers(model, AutoProcessor.from_pretrained(path), rows, batch_size=1, max_new_tokens=6)
 assert calls == [1, 1], calls  # two of three rows, the last one on both
 print(json.dumps([answer.text for answer in answers]) + "\\n", end="", flush=True)
 state.destroy_process_group()
@@ -161,8 +161,8 @@ def test_processes_share_the_rows(model, processor, tmp_path):
     rows = [{"messages": chat} for chat in chats]
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run([*command, str(script), json.dumps(rows)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    result = subprocess.run([*command, UNTRAINED, json.dumps(rows)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     expected = said(model, processor, rows)
     assert [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")] == [expected] * 2
