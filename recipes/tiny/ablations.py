@@ -48,7 +48,7 @@ def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
         create_model(
             model_name,
             vision_tower=VISION,
-            qformer=qformer if values.get("use_context_token", True) else None,
+            qformer=qformer,
             language_model=LANGUAGE,
             config_overrides={"image_grid_size": values.get("video_grid_size", 1), **values},
             seed=seed,
