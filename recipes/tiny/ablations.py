@@ -10,7 +10,6 @@ one goes on where it was. It ends with the table of all runs so far, `ablations.
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from statistics import mean, stdev
 
 import torch
 from filelock import FileLock, Timeout
+from files import write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.composition import create_model
@@ -107,13 +107,6 @@ def main() -> None:
     results = {name: results[slug] for name in VARIANTS if (slug := name.replace(" ", "-")) in results}
     write(arguments.output / "ablations.md", table(results))
     print(table(results))
-
-
-def write(path: Path, text: str) -> None:
-    """All or nothing."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

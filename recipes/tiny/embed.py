@@ -5,10 +5,10 @@ Put a trained checkpoint, its scores and its model card into the package.
 """
 
 import argparse
-import os
 import shutil
-import tempfile
 from pathlib import Path
+
+from files import replaced
 
 from llama_vid import publish
 
@@ -22,17 +22,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "src" / "llama_vid" / "tiny")
     arguments = parser.parse_args()
-    output = arguments.output
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        partial = Path(folder) / output.name
+    with replaced(arguments.output) as partial:
         shutil.copytree(arguments.model, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (partial / "model.safetensors").chmod(0o644)
         publish(partial, "your-name/llama-vid-tiny", dry_run=True)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    print(f"{output.name}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

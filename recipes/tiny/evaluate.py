@@ -9,11 +9,11 @@ stands beside what one gets by always giving a kind's most frequent answer.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from files import write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llama_vid  # noqa: F401  registers the classes
@@ -45,7 +45,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("data/tiny"))
     parser.add_argument("--tests", nargs="*", choices=list(TESTS), default=list(TESTS))
-    parser.add_argument("--max-samples", type=int)
     arguments = parser.parse_args()
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model)
@@ -53,9 +52,7 @@ def main() -> None:
     for test in arguments.tests:
         name, batch_size = TESTS[test]
         features = arguments.data / "features" if test == "test_films" else None
-        config = DatasetConfig(
-            str(arguments.data / f"{test}.jsonl"), features_root=features, max_samples=arguments.max_samples
-        )
+        config = DatasetConfig(str(arguments.data / f"{test}.jsonl"), features_root=features)
         rows = load_mixture([config], seed=0)
         shares = accuracy(generate_answers(model, processor, rows, batch_size=batch_size))
         baselines = majority_baseline(asked(rows))
@@ -73,9 +70,7 @@ def main() -> None:
                     "source": "recipes/tiny/evaluate.py",
                 }
             )
-    unfinished = arguments.model / ".evaluation.json"
-    unfinished.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, arguments.model / "evaluation.json")
+    write(arguments.model / "evaluation.json", json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ All widths differ, so that a mix-up of two of them fails. The weights follow fro
 """
 
 import argparse
-import os
-import shutil
-import tempfile
 from itertools import product
 from pathlib import Path
 
 import torch
+from files import replaced
 from tokenizers_of_the_world import bert_tokenizer, llm_tokenizer
 from transformers import GenerationConfig
 
@@ -106,17 +104,11 @@ def make_checkpoint(output: Path, seed: int, image_size: int) -> None:
     draw_weights(model, seed)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=32)
     processor = build_processor(config, tokenizer, qformer_tokenizer)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        partial = Path(folder) / output.name
+    with replaced(output) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         for code in partial.glob("*.py"):
             code.unlink()
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    print(f"{output.name}: {model.num_parameters():,} parameters, {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from pretrain_vision import Collator, make_rows
+from pretrain_vision import TEXT_DECODER, Collator, attend, judge, make_rows, training_arguments
 from tokenizers_of_the_world import bert_tokenizer
 from torch import nn
-from transformers import BertConfig, BertModel, InstructBlipVisionModel, Trainer, TrainingArguments
+from transformers import BertConfig, BertModel, InstructBlipVisionModel, Trainer
 
 from llama_vid.composition import new_folder
 from llama_vid.data.shapes_questions import sentences
@@ -39,11 +39,10 @@ class MiniatureBertDecoder(nn.Module):
             attention_mask=attention_mask,
             encoder_hidden_states=self.vision_proj(patches),
         ).last_hidden_state  # (frames, words, C of BERT)
-        scores = self.wanted(text_query) @ patches.transpose(1, 2) / patches.shape[-1] ** 0.5
         is_word = attention_mask[..., None]
-        attention = (scores.softmax(-1) * is_word).sum(1) / is_word.sum(1)  # (frames, N)
-        seen = (attention * wanted).sum(-1)
-        return {"loss": -seen.clamp_min(1e-4).log().mean(), "seen": seen}
+        attention = (attend(self.wanted(text_query), patches) * is_word).sum(1) / is_word.sum(1)  # (frames, N)
+        loss, seen = judge(attention, wanted)
+        return {"loss": loss, "seen": seen}
 
 
 def main() -> None:
@@ -57,35 +56,11 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = bert_tokenizer(sentences(2000))
     torch.manual_seed(arguments.seed)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=112,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,
-        is_decoder=True,
-        add_cross_attention=True,
-    )
+    config = BertConfig(vocab_size=len(tokenizer), is_decoder=True, add_cross_attention=True, **TEXT_DECODER)
     tower = InstructBlipVisionModel.from_pretrained(arguments.tower)
     trainer = Trainer(
         MiniatureBertDecoder(tower, config),
-        TrainingArguments(
-            output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
-            max_steps=arguments.steps,
-            per_device_train_batch_size=64,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            logging_steps=arguments.steps // 10,
-            save_strategy="no",
-            seed=arguments.seed,
-            report_to="none",
-            use_cpu=True,
-            remove_unused_columns=False,
-        ),
+        training_arguments(arguments, learning_rate=3e-3),
         data_collator=Collator(tokenizer),
         train_dataset=make_rows(arguments.scenes, arguments.seed),
     )

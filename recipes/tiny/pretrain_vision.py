@@ -41,6 +41,15 @@ from llama_vid.data.shapes_questions import picture_questions, questions, senten
 
 IMAGE_SIZE, PATCH_SIZE, NUM_QUERIES = 56, 14, 4
 GRID = IMAGE_SIZE // PATCH_SIZE
+TEXT_DECODER = {
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.1,
+}
 NEAR = 0.1  # how far from a shape, beyond its radius, the middle of a patch may be that it covers
 
 
@@ -152,10 +161,21 @@ class MiniatureInstructBlip(nn.Module):
             query_embeds=queries,
             encoder_hidden_states=self.vision_model.post_layernorm(features),
         ).last_hidden_state[:, :NUM_QUERIES]
-        scores = self.heads["wanted"](text_query) @ patches.transpose(1, 2) / patches.shape[-1] ** 0.5
-        seen = (scores.softmax(-1).mean(1) * wanted).sum(-1)  # (frames,): the share of attention that is right
-        loss = loss - seen.clamp_min(1e-4).log().mean()
+        attention = attend(self.heads["wanted"](text_query), patches).mean(1)
+        loss_of_attention, seen = judge(attention, wanted)
+        loss = loss + loss_of_attention
         return {"loss": loss, "both": self.heads["both"](patches).argmax(-1) == both, "seen": seen}
+
+
+def attend(queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """How much each query looks at each patch, as context attention does: (frames, queries, patches)."""
+    return (queries @ patches.transpose(1, 2) / patches.shape[-1] ** 0.5).softmax(-1)
+
+
+def judge(attention: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and for each frame the share of the attention, both (frames, patches), that is where it should be."""
+    seen = (attention * wanted).sum(-1)
+    return -seen.clamp_min(1e-4).log().mean(), seen
 
 
 def configs(vocabulary: int) -> tuple[InstructBlipVisionConfig, InstructBlipQFormerConfig]:
@@ -169,17 +189,7 @@ def configs(vocabulary: int) -> tuple[InstructBlipVisionConfig, InstructBlipQFor
         patch_size=PATCH_SIZE,
         initializer_range=0.02,
     )
-    qformer = InstructBlipQFormerConfig(
-        vocab_size=vocabulary,
-        hidden_size=48,
-        intermediate_size=112,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        encoder_hidden_size=vision.hidden_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,
-    )
+    qformer = InstructBlipQFormerConfig(vocab_size=vocabulary, encoder_hidden_size=vision.hidden_size, **TEXT_DECODER)
     return vision, qformer
 
 
@@ -187,6 +197,24 @@ def accuracy(prediction) -> dict[str, float]:
     """Of the patches that a shape covers, the share whose colour and kind are right; the share of attention that is."""
     (both, seen), colours = prediction.predictions, prediction.label_ids
     return {"patches": both[colours > 0].mean(), "seen": seen.mean()}
+
+
+def training_arguments(arguments: argparse.Namespace, **changes) -> TrainingArguments:
+    """What the pre-training of both text decoders has in common."""
+    return TrainingArguments(
+        output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
+        max_steps=arguments.steps,
+        per_device_train_batch_size=64,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        logging_steps=max(arguments.steps // 20, 1),
+        save_strategy="no",
+        seed=arguments.seed,
+        report_to="none",
+        use_cpu=True,
+        remove_unused_columns=False,
+        **changes,
+    )
 
 
 def save(model: MiniatureInstructBlip, tokenizer: BertTokenizer, output: Path) -> None:
@@ -216,26 +244,15 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     trainer = Trainer(
         MiniatureInstructBlip(*configs(len(tokenizer))),
-        TrainingArguments(
-            output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
-            max_steps=arguments.steps,
-            per_device_train_batch_size=64,
+        training_arguments(
+            arguments,
             per_device_eval_batch_size=250,
             learning_rate=4e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
             weight_decay=0.01,
             adam_beta2=0.98,
-            logging_steps=arguments.steps // 20,
             eval_strategy="steps",
             eval_steps=arguments.steps // 4,
-            save_strategy="no",
-            seed=arguments.seed,
-            report_to="none",
-            use_cpu=True,
-            dataloader_num_workers=0,
             label_names=["colours"],
-            remove_unused_columns=False,
         ),
         data_collator=Collator(tokenizer),
         train_dataset=make_rows(arguments.scenes, arguments.seed),

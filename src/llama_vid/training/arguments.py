@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 
 from llama_vid.data.mixture import DatasetConfig
 from llama_vid.training.trained_modules import DESCRIPTION
@@ -117,5 +118,5 @@ def check_muon(training_args: "SFTConfig") -> None:
             f"`use_muon` is true, and `optim` is {training_args.optim.value!r}, but Muon's partner is torch's AdamW: "
             "leave `optim` out."
         )
-    if not hasattr(torch.optim, "Muon"):
+    if Version(torch.__version__) < Version("2.9"):
         raise ValueError(f"`use_muon` is true, but torch {torch.__version__} has no Muon: install torch 2.9 or later.")
