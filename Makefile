@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PARALLEL := --numprocesses 2 --dist loadscope  # a file's fixtures are made once
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test lint
@@ -16,8 +17,8 @@ demo: $(VENV)/.installed-demo
 test: export OMP_NUM_THREADS = 1
 test: export LLAMA_VID_FLOOR = $(CURDIR)/$(VENV)/floor
 test: $(VENV)/.installed-test $(VENV)/.installed-floor
-	PYTHONPATH="$(LLAMA_VID_FLOOR)" $(VENV)/bin/python -m pytest -q tests/modeling tests/test_golden_parity.py
-	$(VENV)/bin/python -m pytest
+	PYTHONPATH="$(LLAMA_VID_FLOOR)" $(VENV)/bin/python -m pytest -q $(PARALLEL) tests/modeling tests/test_golden_parity.py
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

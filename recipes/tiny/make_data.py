@@ -12,18 +12,35 @@ from pathlib import Path
 from llama_vid.data.shapes_dataset import make_world
 
 SEED = 0
+SIMPLE_KINDS = ("colour", "shape", "direction", "when", "said", "presence")
 HARD_KINDS = ("direction", "order", "when", "said")
 # The tests are 500 questions each.
 SPLITS = {
-    "train": {"num_videos": 3000, "seconds": (8, 24), "questions_per_video": 12, "turns": 6, "images_per_video": 4},
-    "train_hard": {"num_videos": 1500, "seconds": (8, 24), "questions_per_video": 6, "turns": 6, "kinds": HARD_KINDS},
-    "train_said": {"num_videos": 1000, "seconds": (8, 24), "questions_per_video": 2, "turns": 2, "kinds": ("said",)},
-    "train_longer": {"num_videos": 700, "seconds": (24, 64), "questions_per_video": 6, "turns": 3},
-    "train_films": {"num_videos": 60, "seconds": (300, 3600), "questions_per_video": 6, "long": True},
-    "validation": {"num_videos": 100, "seconds": (8, 64), "questions_per_video": 2},
-    "test": {"num_videos": 250, "seconds": (8, 64), "questions_per_video": 2},
-    "test_said": {"num_videos": 250, "seconds": (8, 64), "questions_per_video": 2, "kinds": ("said",)},
-    "test_films": {"num_videos": 125, "seconds": (3600, 3600), "questions_per_video": 4, "long": True},
+    # One shape each, to begin with.
+    "train_simple": {
+        "num_videos": 800,
+        "seconds": (8, 10),
+        "long": True,
+        "kinds": SIMPLE_KINDS,
+        "questions_per_video": 12,
+        "turns": 4,
+    },
+    "train": {"num_videos": 2500, "seconds": (8, 12), "questions_per_video": 12, "turns": 4, "images_per_video": 4},
+    "train_hard": {"num_videos": 1500, "seconds": (8, 16), "kinds": HARD_KINDS, "questions_per_video": 8, "turns": 4},
+    "train_said": {"num_videos": 1000, "seconds": (8, 32), "kinds": ("said",), "questions_per_video": 2, "turns": 2},
+    "train_longer": {"num_videos": 500, "seconds": (16, 64), "questions_per_video": 8, "turns": 4},
+    "train_longer_hard": {
+        "num_videos": 900,
+        "seconds": (16, 64),
+        "kinds": HARD_KINDS,
+        "questions_per_video": 8,
+        "turns": 4,
+    },
+    "train_films": {"num_videos": 60, "seconds": (300, 3600), "long": True, "questions_per_video": 6},
+    "validation": {"num_videos": 150, "questions_per_video": 4},
+    "test": {"num_videos": 250, "questions_per_video": 2},
+    "test_said": {"num_videos": 250, "kinds": ("said",), "questions_per_video": 2},
+    "test_films": {"num_videos": 125, "seconds": (3600, 3600), "long": True, "questions_per_video": 4},
 }
 
 
@@ -37,7 +54,8 @@ def main() -> None:
     if unknown := sorted(set(arguments.splits) - set(SPLITS)):
         parser.error(f"unknown splits: {', '.join(unknown)}; there are {', '.join(SPLITS)}")
     for split in arguments.splits or SPLITS:
-        make_world(arguments.output, split=split, seed=SEED, workers=arguments.workers, **SPLITS[split])
+        settings = {"images_per_video": 0, **SPLITS[split]}
+        make_world(arguments.output, split=split, seed=SEED, workers=arguments.workers, **settings)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@ Pre-train the small language model on the world's language: scenes in words, and
 
     python recipes/tiny/pretrain_language.py --output models/tiny/language-model
 
-A scene is told as a caption or as a diary, a sentence for each second; questions follow as a chat in Vicuna's form.
+A scene is told as a caption or as a diary, a sentence for each second; questions follow as a chat in Vicuna's form. A
+third of the chats are about what is said alone: to find the one right word among others is learned slowly from scenes.
 """
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -18,7 +20,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_se
 from trl import SFTConfig, SFTTrainer
 
 from llama_vid.composition import new_folder
-from llama_vid.data.shapes import make_scene
+from llama_vid.data.shapes import FOODS, LINES, make_scene
 from llama_vid.data.shapes_questions import Question, caption, diary, questions, sentences
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.training.muon import MuonWithAdamW
@@ -41,13 +43,39 @@ def corpus(scenes: int) -> list[str]:
 
 
 def tell(number: int, seed: int, longest: int) -> list[dict[str, str]]:
-    """A chat about a scene in words."""
+    """A chat about a scene in words, or about what is said."""
     random = Random(f"language {seed} {number}")
+    if random.random() < 1 / 3:
+        return _chat(*transcript(random))
     scene = make_scene(f"{seed}/language/{number}", seconds=random.randint(8, longest))
     in_full = random.random() < 0.7
     told = diary(scene) if in_full else caption(scene)
     asked = [question for question in questions(scene, random) if in_full or _is_in_caption(question)]
+    return _chat(told, random.sample(asked, len(asked)))
+
+
+def transcript(random: Random) -> tuple[str, list[Question]]:
+    """One to five lines about different foods, some with a picture between them, and which food is named when."""
+    foods = random.sample(FOODS, random.randint(1, 5))
+    told = []
+    for food in foods:
+        told += [_silence(random)] * (random.random() < 0.5)
+        told.append(random.choice(LINES).format(food=food))
+    asked = [("Which food is named first?", foods[0]), ("Which food is named last?", foods[-1])]
+    for one, other in pairwise(foods):
+        asked.append((f"Which food is named right after {one}?", other))
+        asked.append((f"Which food is named right before {other}?", one))
     random.shuffle(asked)
+    return " ".join(told), [Question("said", *pair) for pair in asked[:6]]
+
+
+def _silence(random: Random) -> str:
+    """What is to be seen at some second of some scene."""
+    return caption(make_scene(random.random().hex(), seconds=8), random.randrange(8))
+
+
+def _chat(told: str, asked: list[Question]) -> list[dict[str, str]]:
+    """The first question comes with the story."""
     messages = []
     for number, question in enumerate(asked):
         text = question.text if number else f"{told}\n{question.text}"

@@ -21,6 +21,8 @@ llama-vid features data/tiny/videos/train*.mp4 data/tiny/videos/test_films*.mp4 
 
 stage stage1
 stage stage2-images
+stage stage2-simple
+stage stage2-short
 stage stage2
 stage stage3
 python $tiny/evaluate.py --model runs/tiny/stage3
