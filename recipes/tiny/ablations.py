@@ -3,9 +3,10 @@ The paper's ablations in miniature: which tokens a frame has, on the same pre-tr
 
     python recipes/tiny/ablations.py [--seeds 0 1 2] [--variants ...] [--output runs/tiny/ablations]
 
-Each run goes from untrained connections to instruction tuning on images and then on clips, shortened, and answers the
-short clips' test. What is done already is not done again, so several processes may share the runs, and an interrupted
-one goes on where it was. It ends with the table of all runs so far, `ablations.md`.
+Each run goes from untrained connections to instruction tuning on images and then on clips of a single shape, shortened,
+and answers 500 questions about other images, of up to three shapes, and 500 about other clips. What is done already is
+not done again, so several processes may share the runs, and an interrupted one goes on where it was. It ends with the
+table of all runs so far, `ablations.md`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.composition import create_model
 from llama_vid.data.mixture import DatasetConfig, load_mixture
+from llama_vid.data.records import to_messages
 from llama_vid.training.evaluation import answer_accuracy
 from llama_vid.training.sft import train
 
@@ -36,7 +38,8 @@ VARIANTS = {
     "context + 4 x 4 content": {"video_grid_size": 4},
     "context of a BERT decoder + content": {"qformer": "models/tiny/bert-decoder"},
 }
-STEPS = {"stage2-images": 300, "stage2": 300}
+STEPS = {"stage2-images": 200, "stage2-simple": 150}
+TESTS = {"images": "data/tiny/test_pictures-pictures.jsonl", "clips": "data/tiny/test_simple.jsonl"}
 
 
 def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
@@ -60,16 +63,26 @@ def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
             options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
             train(["--config", str(HERE / f"{stage}.yaml"), "--output_dir", str(model_name), *options])
     model = AutoModelForImageTextToText.from_pretrained(model_name, dtype=torch.float32)
-    tests = load_mixture([DatasetConfig("data/tiny/test.jsonl")], seed=0)
-    scores = answer_accuracy(model, AutoProcessor.from_pretrained(model_name), tests, batch_size=25)
-    return {"tokens": model.config.frame_seq_length, **scores}
+    processor = AutoProcessor.from_pretrained(model_name)
+    scores = {"tokens": model.config.frame_seq_length}
+    for test, path in TESTS.items():
+        asked = [question for row in load_mixture([DatasetConfig(path)], seed=0) for question in _one_by_one(row)]
+        for name, share in answer_accuracy(model, processor, asked, batch_size=25).items():
+            kind = name.removeprefix("exact_match").removeprefix("_") or "all"
+            scores[f"{test}: {kind}"] = share
+    return scores
+
+
+def _one_by_one(row: dict) -> list[dict]:
+    """A chat's questions as chats of their own."""
+    messages, kinds = to_messages(row), row["kind"].split(",")
+    return [{"messages": messages[2 * i : 2 * i + 2], "kind": kind} for i, kind in enumerate(kinds)]
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Mean and standard deviation over the seeds, in percent."""
     names = list(next(iter(results.values()))[0])[1:]
-    heads = [name.removeprefix("exact_match_") if name != "exact_match" else "all" for name in names]
-    lines = [f"| a frame has | tokens | runs | {' | '.join(heads)} |", f"|{'---|' * (3 + len(heads))}"]
+    lines = [f"| a frame has | tokens | runs | {' | '.join(names)} |", f"|{'---|' * (3 + len(names))}"]
     for variant, runs in results.items():
         cells = [_cell([scores[name] for scores in runs]) for name in names]
         lines.append(f"| {variant} | {runs[0]['tokens']} | {len(runs)} | {' | '.join(cells)} |")

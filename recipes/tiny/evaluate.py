@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from files import write
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/tiny"))
     parser.add_argument("--tests", nargs="*", choices=list(TESTS), default=list(TESTS))
     arguments = parser.parse_args()
+    state = PartialState(cpu=not torch.cuda.is_available())  # several processes share the questions
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model)
     scores = []
@@ -56,10 +58,10 @@ def main() -> None:
         rows = load_mixture([config], seed=0)
         shares = accuracy(generate_answers(model, processor, rows, batch_size=batch_size))
         baselines = majority_baseline(asked(rows))
-        print(f"\n{name}, {len(rows)} questions{'exact match':>20}{'majority':>12}")
+        state.print(f"\n{name}, {len(rows)} questions{'exact match':>20}{'majority':>12}")
         for metric, share in shares.items():
             kind = metric.removeprefix("exact_match").removeprefix("_") or "all"
-            print(f"  {kind:<36}{share:>14.1%}{baselines[kind]:>12.1%}")
+            state.print(f"  {kind:<36}{share:>14.1%}{baselines[kind]:>12.1%}")
             scores.append(
                 {
                     "name": name if kind == "all" else f"{name}: {kind}",
@@ -70,7 +72,8 @@ def main() -> None:
                     "source": "recipes/tiny/evaluate.py",
                 }
             )
-    write(arguments.model / "evaluation.json", json.dumps(scores, indent=1) + "\n")
+    if state.is_main_process:
+        write(arguments.model / "evaluation.json", json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from llama_vid.data.shapes_dataset import make_world
 SEED = 0
 SIMPLE_KINDS = ("colour", "shape", "direction", "when", "said", "presence")
 HARD_KINDS = ("direction", "order", "when", "said")
+HARD_KINDS_OF_LONG_CLIPS = ("direction", "order", "when", "count")
 # The tests are 500 questions each.
 SPLITS = {
     # One shape each, to begin with.
@@ -30,16 +31,26 @@ SPLITS = {
     "train_said": {"num_videos": 1000, "seconds": (8, 32), "kinds": ("said",), "questions_per_video": 2, "turns": 2},
     "train_longer": {"num_videos": 500, "seconds": (16, 64), "questions_per_video": 8, "turns": 4},
     "train_longer_hard": {
-        "num_videos": 900,
+        "num_videos": 1000,
         "seconds": (16, 64),
-        "kinds": HARD_KINDS,
+        "kinds": HARD_KINDS_OF_LONG_CLIPS,
         "questions_per_video": 8,
         "turns": 4,
     },
-    "train_films": {"num_videos": 60, "seconds": (300, 3600), "long": True, "questions_per_video": 6},
+    "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "questions_per_video": 6},
+    "train_films": {"num_videos": 40, "seconds": (900, 3600), "long": True, "questions_per_video": 6},
     "validation": {"num_videos": 150, "questions_per_video": 4},
     "test": {"num_videos": 250, "questions_per_video": 2},
     "test_said": {"num_videos": 250, "kinds": ("said",), "questions_per_video": 2},
+    # What the ablations are tested on: five questions about each picture.
+    "test_simple": {
+        "num_videos": 250,
+        "seconds": (8, 10),
+        "long": True,
+        "kinds": SIMPLE_KINDS,
+        "questions_per_video": 2,
+    },
+    "test_pictures": {"num_videos": 100, "seconds": (8, 16), "questions_per_video": 1, "images_per_video": 1},
     "test_films": {"num_videos": 125, "seconds": (3600, 3600), "long": True, "questions_per_video": 4},
 }
 

@@ -4,8 +4,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1 # each of two processes has one core
 tiny=recipes/tiny
+both() {
+  accelerate launch --config_file $tiny/two_processes.yaml "$@"
+}
 stage() {
-  accelerate launch --config_file "$tiny/two_processes.yaml" "$(which llama-vid)" train --config "$tiny/$1.yaml"
+  both "$(which llama-vid)" train --config "$tiny/$1.yaml"
 }
 
 python $tiny/pretrain_vision.py --output models/tiny/instructblip &
@@ -16,7 +19,7 @@ llama-vid create models/tiny/untrained --vision-tower models/tiny/instructblip -
   --language-model models/tiny/language-model --config-overrides '{"image_grid_size": 1}'
 
 python $tiny/make_data.py
-llama-vid features data/tiny/videos/train*.mp4 data/tiny/videos/test_films*.mp4 \
+both "$(which llama-vid)" features data/tiny/videos/train*.mp4 data/tiny/videos/test_films*.mp4 \
   --output data/tiny/features --model models/tiny/untrained
 
 stage stage1
@@ -24,5 +27,6 @@ stage stage2-images
 stage stage2-simple
 stage stage2-short
 stage stage2
+stage stage3-short
 stage stage3
-python $tiny/evaluate.py --model runs/tiny/stage3
+both $tiny/evaluate.py --model runs/tiny/stage3

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 from llama_vid.data.media import check_media
-from llama_vid.data.mixture import DatasetConfig, load_mixture
+from llama_vid.data.mixture import DatasetConfig, check_lengths, load_mixture
 from llama_vid.data.records import to_messages
 
 
@@ -51,8 +51,20 @@ def test_data_sets_stand_one_after_another(write):
     configs = [DatasetConfig(write("a.json", "abc")), {"path": write("b.json", "de")}]
     dataset = load_mixture(configs, seed=0)
     assert answers(dataset) == [*"abcde"]
-    assert dataset.column_names == ["messages", "attachments", "source", "kind"]
+    assert dataset.column_names == ["messages", "attachments", "source", "kind", "length"]
     assert dataset[3]["source"].endswith("b.json, record 0")
+
+
+def test_lengths_are_kept_and_asked_for(tmp_path):
+    rows = [{"prompt": "Which?", "completion": "This.", "length": 12}, {"prompt": "Who?", "completion": "He."}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    mixture = load_mixture([DatasetConfig(str(tmp_path / "a.jsonl"))], seed=0)
+    assert mixture["length"] == [12, None]
+    check_lengths(mixture.select([0]), "group_by_length")
+    with pytest.raises(
+        ValueError, match=r"is group_by_length, but 1 of 2 records have no `length`, .*a.jsonl, record 1"
+    ):
+        check_lengths(mixture, "group_by_length")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -71,4 +71,4 @@ def test_damaged_attachments():
 
 def test_errors_begin_with_the_record():
     with pytest.raises(ValueError, match=r"^data\.json, record 3: invalid literal"):
-        make_record("data.json, record 3", lambda: int("x"))
+        make_record("data.json, record 3", lambda: int("x"), {})

@@ -91,6 +91,7 @@ def test_one_question_a_record(world):
         assert video["path"] == record["scene"]
         assert (question["type"], answer["type"]) == ("text", "text")
         assert record["kind"] in QUESTION_KINDS
+        assert record["length"] >= 2 * 8 + 16  # two tokens a second, and its words
         assert question["text"].endswith("?")
         assert len(answer["text"].split()) == 1
     asked = [(record["scene"], record["messages"][0]["content"][1]["text"]) for record in records]

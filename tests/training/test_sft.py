@@ -76,6 +76,21 @@ def test_streamed_data(data, tmp_path):
     assert isinstance(trainer.train_dataset, IterableDataset)
 
 
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_samples_of_a_length_together(data, tmp_path, strategy):
+    chats = json.loads((data / "chats.json").read_text())
+    lengths = [60, 10, *range(20, 20 + len(chats) - 2)]
+    chats = [{**chat, "length": length} for chat, length in zip(chats, lengths, strict=True)]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    sets = [{**llava(data)[0], "path": str(tmp_path / "chats.json")}]
+    changes = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 2, "train_datasets": sets}
+    trainer = train(["--config", recipe(tmp_path, data, 2, **changes)])
+    assert trainer.state.global_step == 4
+    sizes = [len(batch["input_ids"]) for batch in trainer.get_train_dataloader()]
+    assert sum(sizes) == len(chats)
+    assert sizes[0] == (1 if strategy == "batch_rebalance" else 2)  # the longest stands alone
+
+
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
     trainer = train(["--config", recipe(tmp_path, data, 2)])
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
@@ -93,6 +108,7 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
         ({"use_peft": True, "lora_target_modules": ["c_attn"]}, "`lora_target_modules` names c_attn"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"model_name_or_path": None}, "`model_name_or_path` is missing"),
+        ({"train_sampling_strategy": "group_by_length"}, "but 6 of 6 records have no `length`, such as .*chats.json"),
         ({"streaming": True, "max_steps": -1}, "`streaming` is true, and streams have no length: set `max_steps`"),
         ({"eval_answers": -1}, "`eval_answers` must be at least 0, got -1"),
         ({"eval_answers": 5}, "`eval_answers` is 5, but there are no evaluations: set `eval_datasets`"),

@@ -120,7 +120,7 @@ def read_webvid(path: Path, media: Media) -> Iterator[dict[str, Any]]:
             if missing := {"videoid", "name"} - set(rows.fieldnames or []):
                 raise ValueError(f"{path} has no column {' and '.join(sorted(missing))}: is it WebVid's CSV?")
             for row in rows:
-                yield make_record(f"{path}, line {rows.line_num}", partial(_webvid, row, media))
+                yield make_record(f"{path}, line {rows.line_num}", partial(_webvid, row, media), {})
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as CSV after line {rows.line_num}: {error}.") from error
 
@@ -142,7 +142,7 @@ def _read_json(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[di
         if not isinstance(record, dict):
             raise ValueError(f"{source} is {record!r:.100}: an object with a conversation is expected.")
         source += f" (id {record['id']!r})" if "id" in record else ""
-        yield make_record(source, partial(convert, record), record.get("kind"))
+        yield make_record(source, partial(convert, record), record)
 
 
 def _json_records(path: Path) -> Iterator[Any]:

@@ -118,6 +118,21 @@ def load_mixture(
     return mixture.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
 
 
+def check_lengths(dataset: "Dataset", strategy: str) -> None:
+    """
+    For training that puts samples of a length together. Raises ValueError if a row has no `length`: visuals have tokens
+    that only a look into each file would tell.
+    """
+    lengths = dataset["length"]
+    missing = [row for row, length in enumerate(lengths) if length is None]
+    if missing:
+        raise ValueError(
+            f"`train_sampling_strategy` is {strategy}, but {len(missing)} of {len(lengths)} records have no `length`, "
+            f"such as {dataset[missing[0]]['source']}: give each record one (a number, about how many tokens it has), "
+            "or choose the strategy random."
+        )
+
+
 def _load(config: DatasetConfig, streaming: bool) -> "Dataset | IterableDataset":
     from datasets import Dataset, IterableDataset
 
@@ -172,7 +187,7 @@ def _convert(table: "pa.Table", indices: list[int], name: str, media: Media, ver
     columns = [_plain(column.to_pylist(), pa.list_(column.type)) for column in table.columns]
     rows = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     records = [
-        make_record(f"{name}, record {index}", partial(messages_of_row, row, media), row.get("kind"))
+        make_record(f"{name}, record {index}", partial(messages_of_row, row, media), row)
         for index, row in zip(indices, rows, strict=True)
     ]
     return pa.Table.from_pylist([to_row(record) for record in records], schema=row_features().arrow_schema)

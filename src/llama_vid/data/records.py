@@ -1,28 +1,34 @@
 """
 Records as they are read, and as `datasets` stores them.
 
-A record is `{"messages": […], "source": "film.json, record 3", "kind": "colour"}`. Messages differ from record to
-record in what their parts have, and Arrow's columns have one type: they are stored as JSON, which brings back exactly
-what was there, cues of subtitles included. What JSON cannot hold, the content of images and videos, stands beside
-them in a column of bytes, never decoded and encoded again.
+A record is `{"messages": […], "source": "film.json, record 3", "kind": "colour", "length": 300}`. Messages differ from
+record to record in what their parts have, and Arrow's columns have one type: they are stored as JSON, which brings back
+exactly what was there, cues of subtitles included. What JSON cannot hold, the content of images and videos, stands
+beside them in a column of bytes, never decoded and encoded again.
 """
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Features
 
 
-def make_record(source: str, read: Callable[[], list[dict]], kind: Any = None) -> dict[str, Any]:
+def make_record(source: str, read: Callable[[], list[dict]], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    A record of the messages that `read` returns, and the `kind` of its question where that is a text. A `ValueError` of
-    `read` is raised with `source` in front.
+    A record of the messages that `read` returns. Of what was `given`, it takes the `kind` of the question where that is
+    a text, and the `length` where that is a number. A `ValueError` of `read` is raised with `source` in front.
     """
+    kind, length = given.get("kind"), given.get("length")
     try:
-        return {"messages": read(), "source": source, "kind": kind if isinstance(kind, str) else None}
+        return {
+            "messages": read(),
+            "source": source,
+            "kind": kind if isinstance(kind, str) else None,
+            "length": round(length) if isinstance(length, int | float) else None,
+        }
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -32,11 +38,12 @@ def to_row(record: dict[str, Any]) -> dict[str, Any]:
     A record as it is stored.
 
     Args:
-        record (`dict`): `messages`, whose images and videos may be `bytes`, `source`, and `kind` if it has one.
+        record (`dict`):
+            `messages`, whose images and videos may be `bytes`, `source`, and `kind` and `length` if it has them.
 
     Returns:
         `dict` of `messages` (JSON; a part's `attachment` is a place in the next column), `attachments` (`list[bytes]`),
-        `source` and `kind`, as [`row_features`] says.
+        `source`, `kind` and `length`, as [`row_features`] says.
     """
     attachments, places = [], {}
 
@@ -61,6 +68,7 @@ def to_row(record: dict[str, Any]) -> dict[str, Any]:
         "attachments": attachments,
         "source": record["source"],
         "kind": record.get("kind"),
+        "length": record.get("length"),
     }
 
 
@@ -100,6 +108,7 @@ def row_features() -> "Features":
             "attachments": List(Value("large_binary")),
             "source": Value("string"),
             "kind": Value("string"),
+            "length": Value("int64"),
         }
     )
 

@@ -27,7 +27,8 @@ from llama_vid.data.shapes_questions import (
 
 # Of one event in a long video: there is nothing to count or to order, and its second would be one of thousands.
 LONG_KINDS = ("colour", "shape", "direction", "said", "presence")
-VERSION = 3  # of the files: raised when equal settings no longer give equal ones
+TEXT_TOKENS = 16  # about what a question, its answer and what stands around them take
+VERSION = 4  # of the files: raised when equal settings no longer give equal ones
 
 
 def make_world(
@@ -50,8 +51,9 @@ def make_world(
     shapes in frames that have several.
 
     A record has `messages` in transformers' chat form, with paths relative to the folder (the video's; its subtitles'
-    if it has any), `kind` (that of the question; those of several turns with commas between) and `scene` (its video).
-    Scenes follow from seed, split and number, so splits share no video.
+    if it has any), `kind` (that of the question; those of several turns with commas between), `length` (about how many
+    tokens, for `train_sampling_strategy: group_by_length`) and `scene` (its video). Scenes follow from seed, split and
+    number, so splits share no video.
 
     A split that is there already, made with the same settings (`world.json`), is left as it is. One that was
     interrupted goes on with the videos that are missing, and comes out as if nothing had happened.
@@ -158,25 +160,28 @@ def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], .
     video = {"type": "video", "path": f"videos/{name}.mp4"}
     if not (folder / video["path"]).exists():
         write_scene(scene, folder / video["path"], fps=1 if settings["long"] else 2)
-    captions = [_record(video["path"], [([video], caption(scene))], "caption")]
+    # Two tokens a frame, and what a line takes.
+    tokens, image_tokens = 2 * scene.seconds + 8 * len(scene.lines), 2
+    captions = [_record(video["path"], [([video], caption(scene))], "caption", 2 * scene.seconds)]
     busy = [second for second in range(scene.seconds) if scene.visible(second)]
     pictures = []
     for second in random.sample(busy, min(settings["images_per_video"], len(busy))):
         image = {"type": "image", "path": f"images/{name}-{second:04d}.png"}
         _write_picture(folder / image["path"], scene, second)
-        pictures.append(_chat(video["path"], image, picture_questions(scene, second, random)))
-        captions.append(_record(video["path"], [([image], caption(scene, second))], "caption"))
+        pictures.append(_chat(video["path"], image, picture_questions(scene, second, random), image_tokens))
+        captions.append(_record(video["path"], [([image], caption(scene, second))], "caption", image_tokens))
         shapes = scene.visible(second)
         for shape in shapes if len(shapes) > 1 else ():
             request = _text(f"Describe the {shape.name}.")
-            captions.append(_record(video["path"], [([image, request], describe(shape, second))], "caption"))
+            turn = ([image, request], describe(shape, second))
+            captions.append(_record(video["path"], [turn], "caption", image_tokens))
 
     if scene.lines:
         video = {**video, "subtitles": f"videos/{name}.srt"}
         _write(folder / video["subtitles"], _srt(scene.lines))
     chats = []
     for start in range(0, len(asked), settings["turns"]):
-        chats.append(_chat(video["path"], video, asked[start : start + settings["turns"]]))
+        chats.append(_chat(video["path"], video, asked[start : start + settings["turns"]], tokens))
     return chats, pictures, captions
 
 
@@ -209,18 +214,19 @@ def _ask(scene: Scene, random: Random, kinds: list[str], wanted: int) -> list[Qu
     return None
 
 
-def _chat(video: str, visual: dict, asked: Sequence[Question]) -> dict:
-    """A record of questions, each with the visual."""
+def _chat(video: str, visual: dict, asked: Sequence[Question], tokens: int) -> dict:
+    """A record of questions, each with the visual, which has so many tokens."""
     turns = [([visual, _text(question.text)], question.answer) for question in asked]
-    return _record(video, turns, ",".join(question.kind for question in asked))
+    return _record(video, turns, ",".join(question.kind for question in asked), tokens)
 
 
-def _record(video: str, turns: list[tuple[list[dict], str]], kind: str) -> dict:
+def _record(video: str, turns: list[tuple[list[dict], str]], kind: str, tokens: int) -> dict:
     """A chat of (the user's parts, answer). All contents are lists of parts: `datasets` wants one type in a column."""
     messages = []
     for parts, answer in turns:
         messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": [_text(answer)]}]
-    return {"messages": messages, "kind": kind, "scene": video}
+    length = len(turns) * (tokens + TEXT_TOKENS)
+    return {"messages": messages, "kind": kind, "length": length, "scene": video}
 
 
 def _text(words: str) -> dict:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
 from llama_vid.composition_language import stretch_context
 from llama_vid.data.collator import LlamaVidDataCollator
-from llama_vid.data.mixture import load_mixture
+from llama_vid.data.mixture import check_lengths, load_mixture
 from llama_vid.hub_callback import HubCallback
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
@@ -29,6 +30,9 @@ from llama_vid.training.trained_modules import (
 from llama_vid.training.trainer import LlamaVidTrainer
 
 logger = logging.getLogger(__name__)
+
+# Sampling strategies of transformers that need to know samples' lengths.
+BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
 def train(arguments: Sequence[str] | None = None) -> LlamaVidTrainer:
@@ -115,14 +119,18 @@ def build_trainer(
         groups = parameter_groups(model, *rates, use_muon=script_args.use_muon)
         optimizer = (MuonWithAdamW if script_args.use_muon else cls, {**options, "params": groups})
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
+    train_dataset = load_mixture(script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming)
+    eval_dataset = load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None
+    if training_args.train_sampling_strategy in BY_LENGTH:
+        for dataset in (train_dataset, eval_dataset):
+            if isinstance(dataset, Dataset):  # streams come as they come
+                check_lengths(dataset, training_args.train_sampling_strategy)
     trainer = LlamaVidTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
-        train_dataset=load_mixture(
-            script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming
-        ),
-        eval_dataset=load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=processor,
         callbacks=[LossCurveCallback(), SkippedSamplesCallback(collator)],
         optimizer_cls_and_kwargs=optimizer,
