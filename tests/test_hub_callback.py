@@ -52,7 +52,7 @@ def runs(hub, tmp_path_factory) -> Path:
     Image.fromarray(next(pictures(1))).save(work / "picture.png")
     turns = [{"from": "human", "value": "<image>\nWhich one?"}, {"from": "gpt", "value": "This one."}]
     (work / "chats.json").write_text(
-        json.dumps([{"id": n, "image": "picture.png", "conversations": turns} for n in "ab"])
+        json.dumps([{"id": n, "image": "picture.png", "conversations": turns, "length": 16} for n in "ab"])
     )
     jobs = []
     for name, changes in RUNS.items():

@@ -3,8 +3,9 @@ Pre-train the small language model on the world's language: scenes in words, and
 
     python recipes/tiny/pretrain_language.py --output models/tiny/language-model
 
-A scene is told as a caption or as a diary, a sentence for each second; questions follow as a chat in Vicuna's form. A
-third of the chats are about what is said alone: to find the one right word among others is learned slowly from scenes.
+A scene is told as a caption or as a diary, a sentence for each second; questions follow as a chat in Vicuna's form. Two
+things are learned slowly from such scenes and have chats of their own: to find the one right word among what is said,
+and to count the seconds of up to a minute, each told in two words as each frame of a video has two tokens.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_se
 from trl import SFTConfig, SFTTrainer
 
 from llama_vid.composition import new_folder
-from llama_vid.data.shapes import FOODS, LINES, make_scene
+from llama_vid.data.shapes import FOODS, LINES, Scene, make_scene
 from llama_vid.data.shapes_questions import Question, caption, diary, questions, sentences
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.training.muon import MuonWithAdamW
@@ -43,10 +44,13 @@ def corpus(scenes: int) -> list[str]:
 
 
 def tell(number: int, seed: int, longest: int) -> list[dict[str, str]]:
-    """A chat about a scene in words, or about what is said."""
+    """A chat about a scene in words, about what is said, or about a list of seconds."""
     random = Random(f"language {seed} {number}")
-    if random.random() < 1 / 3:
+    form = random.choices(("scene", "transcript", "seconds"), (2, 1, 1))[0]
+    if form == "transcript":
         return _chat(*transcript(random))
+    if form == "seconds":
+        return _chat(*list_of_seconds(f"{seed}/seconds/{number}", random))
     scene = make_scene(f"{seed}/language/{number}", seconds=random.randint(8, longest))
     in_full = random.random() < 0.7
     told = diary(scene) if in_full else caption(scene)
@@ -69,6 +73,28 @@ def transcript(random: Random) -> tuple[str, list[Question]]:
     return " ".join(told), [Question("said", *pair) for pair in asked[:6]]
 
 
+def list_of_seconds(seed: str, random: Random) -> tuple[str, list[Question]]:
+    """Two words for each of 8 to 64 seconds and all that is said between; when, in which order and how many come."""
+    scene = make_scene(seed, seconds=random.randint(8, 64))
+    told = []
+    for second in range(scene.seconds):
+        told.append(_in_two_words(scene, second, random))
+        told += [line.text for line in scene.lines if int(line.start) == second]
+    asked = [question for _ in range(4) for question in questions(scene, random)]
+    about = ("when", "order", "count")
+    asked = [question for question in asked if question.kind in about and not _is_about_shapes_together(question)]
+    return " ".join(told), list(dict.fromkeys(asked))[:6]
+
+
+def _in_two_words(scene: Scene, second: int, random: Random) -> str:
+    """One shape of those in the picture: the one that has just come, if any."""
+    visible = scene.visible(second)
+    if not visible:
+        return "no shape"
+    newest = visible[-1]
+    return (newest if newest.appears == second else random.choice(visible)).name
+
+
 def _silence(random: Random) -> str:
     """What is to be seen at some second of some scene."""
     return caption(make_scene(random.random().hex(), seconds=8), random.randrange(8))
@@ -85,8 +111,11 @@ def _chat(told: str, asked: list[Question]) -> list[dict[str, str]]:
 
 def _is_in_caption(question: Question) -> bool:
     """Whether a caption says enough; it does not tell what was when."""
-    together = ("at once", "at the same time")
-    return question.kind not in ("when", "said") and not any(words in question.text for words in together)
+    return question.kind not in ("when", "said") and not _is_about_shapes_together(question)
+
+
+def _is_about_shapes_together(question: Question) -> bool:
+    return any(words in question.text for words in ("at once", "at the same time"))
 
 
 @torch.no_grad()
@@ -101,7 +130,7 @@ def main() -> None:
     """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--chats", type=int, default=14400)
+    parser.add_argument("--chats", type=int, default=18000)
     parser.add_argument("--longest", type=int, default=12, help="seconds of a scene")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -88,7 +88,8 @@ def test_samples_of_a_length_together(data, tmp_path, strategy):
     assert trainer.state.global_step == 4
     sizes = [len(batch["input_ids"]) for batch in trainer.get_train_dataloader()]
     assert sum(sizes) == len(chats)
-    assert sizes[0] == (1 if strategy == "batch_rebalance" else 2)  # the longest stands alone
+    # Of four records, the longest stands alone in a batch, the others make another.
+    assert max(sizes) == (3 if strategy == "batch_rebalance" else 2)
 
 
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
