@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from math import prod
 from pathlib import Path
@@ -41,7 +42,7 @@ EVALUATION = {
 @pytest.fixture
 def folder(tmp_path) -> Path:
     folder = shutil.copytree(TINY_CHECKPOINT, tmp_path / "checkpoint")
-    for name in ("evaluation.json", "loss_curve.json", "loss_curve.png"):
+    for name in ("evaluation.json", "loss_curve.json", "loss_curve.png", "about.json"):
         (folder / name).unlink(missing_ok=True)
     return folder
 
@@ -81,15 +82,17 @@ def test_costs_and_sizes_are_those_of_the_files(folder):
 def test_training_and_evaluation_are_those_of_their_files(folder):
     (folder / "loss_curve.json").write_text(json.dumps({"loss": [[10, 2.5], [1234, 0.98765]], "eval_loss": []}))
     (folder / "loss_curve.png").write_bytes(b"png")
-    (folder / "evaluation.json").write_text(json.dumps([EVALUATION, {**EVALUATION, "metric": "f1", "baseline": None}]))
+    other = {**EVALUATION, "metric": "f1", "baseline": None, "samples": 500}
+    (folder / "evaluation.json").write_text(json.dumps([EVALUATION, other]))
     card = card_of(folder, steps=[TRAINING], datasets=["someone/chats"], license="apache-2.0")
     assert (
         "| 2 | someone/base | qformer, language_model (LoRA, rank 64, on the language model) | chats.json (weight 0.5) "
         "| 1234 | 128 | 2e-05 | 0.9876 |" in card.text
     )
-    assert "The loss went from 2.5 (step 10) to 0.9877 (step 1234)" in card.text
-    assert "| exact_match | **0.8125** | 0.25 | https://example.org/report |" in card.text
-    assert "| f1 | **0.8125** |  | https" in card.text
+    assert "In the last training the loss went from 2.5 (step 10) to 0.9877 (step\n1234)" in card.text
+    assert "| task | data | samples | metric | value | baseline | source |\n" in card.text
+    assert "|  | exact_match | **0.8125** | 0.25 | https://example.org/report |" in card.text
+    assert "| 500 | f1 | **0.8125** |  | https" in card.text
     assert "llama-vid 0.1.0, trl 1.16.0." in card.text
 
     data = card.data.to_dict()
@@ -98,6 +101,47 @@ def test_training_and_evaluation_are_those_of_their_files(folder):
     [result, _] = card.data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("someone/films", "exact_match", 0.8125)
     assert result.source_url == EVALUATION["source"]
+
+
+def test_columns_without_a_word_are_left_out(folder):
+    card = card_of(folder, steps=[{**TRAINING, "base_model": None, "max_length": 2048}])
+    header = "| stage | trained | data | longest prompt | steps | batch | learning rate | last loss |\n"
+    assert header in card.text
+    assert "in the training below they had up to 2,048." in card.text
+
+
+def test_what_its_makers_say(folder):
+    about = {
+        "summary": "It knows coloured shapes.",
+        "question": 'What\'s the "red" thing?',
+        "use": "Trying out.",
+        "evaluation": "Measured twice.",
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+    (folder / "evaluation.json").write_text(json.dumps([EVALUATION]))
+    text = card_of(folder).text
+    assert "\n\nIt knows coloured shapes.\n\n" in text
+    assert "Measured twice. The figures are" in text
+    assert "\n\nTrying out.\n\n" in text
+    assert "Describing images" not in text
+    [asked] = re.findall(r'"type": "text", "text": (.*)}', text)
+    assert json.loads(asked) == about["question"]
+    [command] = re.findall("^llama-vid ask .*", text, re.MULTILINE)
+    assert shlex.split(command)[3] == about["question"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["text"], "must be an object with any of summary, question, evaluation, use"),
+        ({"title": "text"}, "must be an object with any of"),
+        ({"summary": 1}, "each is a text"),
+    ],
+)
+def test_bad_words_of_its_makers(folder, content, message):
+    (folder / "about.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        card_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +172,7 @@ def test_a_new_model_says_that_it_is_untrained(folder, tmp_path):
     card = card_of(folder, steps=[step])
     assert "**This model is untrained**" in card.text
     assert card.data.base_model == "openai/clip"
+    assert "It was put together of `openai/clip` (visual encoder), `vicuna` (language model); what" in card.text
     assert "untrained" not in card_of(folder, steps=[step, TRAINING]).text
 
 
@@ -149,7 +194,7 @@ def test_an_adapter(folder):
     [
         ({"accuracy": 0.9}, "must be a list of objects with dataset, metric, name, source, value"),
         ([{**EVALUATION, "extra": 1}], "must be a list of objects"),
-        ([{**EVALUATION, "value": "0.9"}], "value and baseline are numbers"),
+        ([{**EVALUATION, "value": "0.9"}], "value, baseline and samples are numbers"),
     ],
 )
 def test_bad_evaluations(folder, content, message):

@@ -25,7 +25,8 @@ def main() -> None:
     with replaced(arguments.output) as partial:
         shutil.copytree(arguments.model, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (partial / "model.safetensors").chmod(0o644)
-        publish(partial, "your-name/llama-vid-tiny", dry_run=True)
+        shutil.copy(Path(__file__).with_name("about.json"), partial)
+        publish(partial, "your-name/llama-vid-tiny", license="apache-2.0", dry_run=True)
 
 
 if __name__ == "__main__":

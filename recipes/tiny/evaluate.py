@@ -9,6 +9,7 @@ stands beside what one gets by always giving a kind's most frequent answer.
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -59,6 +60,9 @@ def main() -> None:
         shares = accuracy(generate_answers(model, processor, rows, batch_size=batch_size))
         baselines = majority_baseline(asked(rows))
         state.print(f"\n{name}, {len(rows)} questions{'exact match':>20}{'majority':>12}")
+        kinds = Counter(row["kind"] for row in rows)
+        if len(kinds) == 1:
+            shares = {"exact_match": shares["exact_match"]}  # which is that of its kind
         for metric, share in shares.items():
             kind = metric.removeprefix("exact_match").removeprefix("_") or "all"
             state.print(f"  {kind:<36}{share:>14.1%}{baselines[kind]:>12.1%}")
@@ -69,6 +73,7 @@ def main() -> None:
                     "metric": "exact_match",
                     "value": round(share, 4),
                     "baseline": round(baselines[kind], 4),
+                    "samples": kinds.get(kind, len(rows)),
                     "source": "recipes/tiny/evaluate.py",
                 }
             )

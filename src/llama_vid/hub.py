@@ -77,7 +77,7 @@ def publish(
         folder (`str` or `Path`):
             A checkpoint; an adapter of PEFT; or trained modules alone (`save_only_trained`), which are published with
             the rest of their model. Figures on the card come from `provenance.json`, `loss_curve.json` and
-            `evaluation.json` in it (see `llama_vid.hub_card`).
+            `evaluation.json` in it, what its makers say from `about.json` (see `llama_vid.hub_card`).
         repo_id (`str`): `owner/name`; the repository is made if it does not exist.
         private (`bool`, *optional*): Whether a repository that is made is private; by default as its owner has set it.
         revision (`str`, *optional*): A branch, which is made if it does not exist; `main` by default.

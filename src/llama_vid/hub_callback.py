@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 from trl import ModelConfig, SFTConfig
 
 from .hub import open_repository, publish, upload
@@ -141,6 +142,7 @@ class HubCallback(TrainerCallback):
             "steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optimizer": "muon, adamw" if self.script_args.use_muon else OptimizerNames(args.optim).value,
             "learning_rate": args.learning_rate,
             "lr_scheduler": SchedulerType(args.lr_scheduler_type).value,
             "max_length": args.max_length,

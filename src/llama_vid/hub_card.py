@@ -3,11 +3,16 @@ The model card: `model_card.md` filled with what the files beside it say. What t
 
 An evaluation is told in `evaluation.json`, a list of objects with `name` (what was measured), `dataset` (on which
 data), `metric` (how, such as `exact_match`), `value` (a number), `source` (the script, report or URL that it comes
-from) and, where there is one, `baseline` (the number of what it is compared with).
+from) and, where there is one, `baseline` (the number of what it is compared with) and `samples` (on how many).
+
+What only its makers know is told in `about.json`, an object with any of `summary` (what it is, in Markdown), `question`
+(one that it understands, for the examples), `evaluation` (how the figures and their baselines came about) and `use`
+(what it is for, and what not).
 """
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files as package_files
@@ -29,6 +34,7 @@ MARKER = (
 # Of the drafts that TRL and PEFT write beside a model, by what only they have.
 DRAFTS = ("- trl\n", "[More Information Needed]")
 
+ABOUT = ("summary", "question", "evaluation", "use")
 TAGS = ["llama-vid", "video", "vision-language-model"]
 TASK = "video-text-to-text"
 PARTS = {  # of the model, by the first names of their tensors
@@ -72,12 +78,14 @@ def render_card(
         `str`: Markdown with metadata.
 
     Raises:
-        ValueError: another licence than that of the weights it began with, or an `evaluation.json` not as above.
+        ValueError: another licence than that of the weights it began with, or an `evaluation.json` or `about.json` not
+            as above.
     """
     adapter = "adapter_config.json" in files
     name = repo_id.rpartition("/")[2]
     license = _license(steps, license)
     evaluation = read_evaluation(files.get("evaluation.json"))
+    about = read_about(files.get("about.json"))
     bases, relation = _bases(steps, base_model, adapter)
     metadata = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -104,11 +112,15 @@ def render_card(
         "fps": f"{fps:g}",
         "hour_tokens": f"{round(frame_tokens * 3600 * fps):,}",
         "untrained": known == ["composition"],
+        "about": about,
+        "question_in_python": json.dumps(about.get("question", "What is moving?"), ensure_ascii=False),
+        "question_in_shell": shlex.quote(about.get("question", "Who finds the letter?")),
+        "composed_of": [_parts(step) for step in steps if step["step"] == "composition"],
         "converted_from": [step["source"] for step in steps if step["step"] == "conversion" and "license" in step],
-        "training": [_training_row(step) for step in steps if step["step"] == "training"],
+        "training": _table([_training_row(step) for step in steps if step["step"] == "training"]),
+        "trained_length": max((step.get("max_length") or 0 for step in steps), default=0),
         "curve": _curve(files),
-        "evaluation": [_evaluation_row(row) for row in evaluation],
-        "baselines": any(row.get("baseline") is not None for row in evaluation),
+        "evaluation": _table([_evaluation_row(row) for row in evaluation]),
         "versions": _versions(steps, files).items(),
         "marker": MARKER,
         **({} if adapter else _architecture(files)),
@@ -126,12 +138,27 @@ def read_evaluation(path: Path | None) -> list[dict[str, Any]]:
     rows = _read(path)
     needed = {"name", "dataset", "metric", "value", "source"}
     for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, dict) or not needed <= set(row) <= needed | {"baseline"}:
+        if not isinstance(row, dict) or not needed <= set(row) <= needed | {"baseline", "samples"}:
             keys = ", ".join(sorted(needed))
-            raise ValueError(f"`{path.name}` must be a list of objects with {keys} (and baseline), got {row!r}.")
-        if not all(isinstance(row[key], int | float) for key in ("value", "baseline") if row.get(key) is not None):
-            raise ValueError(f"`{path.name}`: value and baseline are numbers, got {row!r}.")
+            raise ValueError(
+                f"`{path.name}` must be a list of objects with {keys} (and baseline, samples), got {row!r}."
+            )
+        numbers = [row[key] for key in ("value", "baseline", "samples") if row.get(key) is not None]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"`{path.name}`: value, baseline and samples are numbers, got {row!r}.")
     return rows
+
+
+def read_about(path: Path | None) -> dict[str, str]:
+    """The texts of an `about.json`, none without a file. Raises ValueError for one that is not as above."""
+    if path is None:
+        return {}
+    texts = _read(path)
+    if not isinstance(texts, dict) or not set(texts) <= set(ABOUT):
+        raise ValueError(f"`{path.name}` must be an object with any of {', '.join(ABOUT)}, got {texts!r}.")
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"`{path.name}`: each is a text, got {texts!r}.")
+    return texts
 
 
 def _read(path: Path) -> Any:
@@ -175,30 +202,58 @@ def _result(row: dict) -> EvalResult:
     )
 
 
-def _evaluation_row(row: dict) -> dict[str, str]:
-    numbers = {key: f"{row[key]:.6g}" for key in ("value", "baseline") if row.get(key) is not None}
-    return {**row, "baseline": "", **numbers}
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In Markdown, without the columns that are empty."""
+    if not rows:
+        return ""
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([_cell(row[name]) for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _training_row(step: dict) -> list[str]:
-    """The cells of a stage; empty where nothing is known."""
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _evaluation_row(row: dict) -> dict[str, Any]:
+    return {
+        "task": row["name"],
+        "data": row["dataset"],
+        "samples": row.get("samples"),
+        "metric": row["metric"],
+        "value": f"**{row['value']:.6g}**",
+        "baseline": None if row.get("baseline") is None else f"{row['baseline']:.6g}",
+        "source": row["source"],
+    }
+
+
+def _parts(step: dict) -> str:
+    """What a model was put together of, such as `` `lmsys/vicuna-7b-v1.5` (language model) ``."""
+    words = {"vision_tower": "visual encoder", "qformer": "text decoder", "language_model": "language model"}
+    return ", ".join(f"`{step['parts'][part]}` ({word})" for part, word in words.items() if part in step["parts"])
+
+
+def _training_row(step: dict) -> dict[str, Any]:
+    """What is known of a stage."""
     modules = ", ".join(step.get("modules", []))
     lora = step.get("lora")
     data = [
         source["name"] + (f" (weight {source['weight']:g})" if source.get("weight", 1) != 1 else "")
         for source in step.get("datasets", [])
     ]
-    cells = (
-        step.get("stage"),
-        step.get("base_model"),
-        f"{modules} (LoRA, rank {lora['r']}, on the language model)" if lora else modules,
-        ", ".join(data),
-        step.get("steps"),
-        step.get("batch_size"),
-        step.get("learning_rate"),
-        step.get("loss"),
-    )
-    return ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    return {
+        "stage": step.get("stage"),
+        "began with": step.get("base_model"),
+        "trained": f"{modules} (LoRA, rank {lora['r']}, on the language model)" if lora else modules,
+        "data": ", ".join(data),
+        "longest prompt": step.get("max_length"),
+        "steps": step.get("steps"),
+        "epochs": step.get("epochs"),
+        "batch": step.get("batch_size"),
+        "optimizer": step.get("optimizer"),
+        "learning rate": step.get("learning_rate"),
+        "last loss": step.get("loss"),
+    }
 
 
 def _curve(files: Mapping[str, Path]) -> dict[str, Any] | None:
