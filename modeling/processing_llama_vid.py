@@ -316,7 +316,7 @@ class LlamaVidProcessor(ProcessorMixin):
             if source not in loaded:
                 try:
                     loaded[source] = self.image_processor.fetch_images(source)
-                except (OSError, RuntimeError, ValueError) as error:
+                except Exception as error:  # networks, decoders and damaged files raise of every kind
                     raise ValueError(
                         f"Image {source[:200]!r} cannot be read: check that it exists and is an image file."
                     ) from error

@@ -343,6 +343,7 @@ def test_a_head_that_does_more_is_noted(parts, tmp_path, create):
     folder = write_tokenizer(tmp_path / "gemma2", WORDS)
     report, _ = create(language_model=write(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)), folder))
     assert any("changes what its head gives" in note for note in report.notes)
+    assert report.config.text_config.final_logit_softcapping is None  # which TRL would train with
     assert not create("llama")[0].notes
 
 

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from small_videos import pictures
 
+from llama_vid.hub_callback import _forget_best_checkpoint
 from llama_vid.hub_files import code_files
 from llama_vid.session import TINY_CHECKPOINT
 
@@ -125,7 +126,8 @@ def test_the_card_says_what_was_trained(hub, runs, name):
 
     card = files["README.md"].decode()
     assert f"| {training['stage']} | {BASE} | {', '.join(training['modules'])}" in card
-    assert re.search(rf"\| chats.json \| 2 \| 2 \| {training['learning_rate']:.4g} \| {training['loss']:.4g} \|", card)
+    figures = rf"\| {training['learning_rate']:.4g} \| {training['loss']:.4g} \|"
+    assert re.search(rf"\| chats.json \| \d+ \| 2 \| [\d.]+ \| 2 \| muon, adamw {figures}", card)
     assert "license: cc-by-nc-4.0" in card
     assert f"base_model: {BASE}\n" in card
 
@@ -171,3 +173,12 @@ def test_what_cannot_be_pushed_ends_before_it_trains(hub, runs, tmp_path, change
     assert result.returncode == 1
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_place_of_the_best_checkpoint_is_not_told(tmp_path):
+    own, sent = tmp_path / "own.json", tmp_path / "sent.json"
+    own.write_text('{"global_step": 2, "best_model_checkpoint": "/home/someone/run/checkpoint-2"}')
+    sent.hardlink_to(own)
+    _forget_best_checkpoint(sent)
+    assert json.loads(sent.read_text()) == {"global_step": 2, "best_model_checkpoint": None}
+    assert "someone" in own.read_text()

@@ -7,13 +7,21 @@ import shutil
 from math import prod
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
 from llama_vid.hub_card import MARKER, is_written_by_hand, render_card
 from llama_vid.hub_files import collect
-from llama_vid.hub_provenance import composition_step, conversion_step, read_provenance, write_provenance
+from llama_vid.hub_provenance import (
+    composition_step,
+    conversion_step,
+    provenance_of,
+    read_provenance,
+    write_provenance,
+)
 from llama_vid.session import TINY_CHECKPOINT
 
 TRAINING = {
@@ -179,12 +187,13 @@ def test_a_new_model_says_that_it_is_untrained(folder, tmp_path):
 def test_an_adapter(folder):
     files = collect(folder)[0]
     files = {name: path for name, path in files.items() if name not in ("config.json", "model.safetensors")}
-    (folder / "adapter_config.json").write_text('{"peft_version": "0.21.2"}')
+    (folder / "adapter_config.json").write_text('{"peft_version": "0.21.2", "revision": "v1"}')
     files["adapter_config.json"] = folder / "adapter_config.json"
     card = ModelCard(render_card(files, "someone/adapter", base_model="someone/tiny"))
     data = card.data
     assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "someone/tiny", "adapter")
     assert 'PeftModel.from_pretrained(base, "someone/adapter")' in card.text
+    assert 'from_pretrained("someone/tiny", revision="v1", trust_remote_code=True, dtype="auto")' in card.text
     assert "What it is made of" not in card.text
     assert "peft 0.21.2." in card.text
 
@@ -211,6 +220,12 @@ def test_whose_a_card_is(tmp_path):
         assert not is_written_by_hand(card)
     card.write_text("# Title")
     assert is_written_by_hand(card)
+
+
+def test_provenance_is_not_lost_where_the_hub_is_out_of_reach(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LocalEntryNotFoundError):
+        provenance_of("someone/base")
 
 
 def test_provenance_is_kept_beside_the_weights(tmp_path):

@@ -23,6 +23,7 @@ LAYERS = [
         "llama_vid.hub_callback",
         "llama_vid.hub_card",
         "llama_vid.hub_check",
+        "llama_vid.hub_completion",
         "llama_vid.hub_files",
         "llama_vid.hub_repository",
         "llama_vid.chat",
@@ -142,3 +143,20 @@ def test_importing_the_package_leaves_optional_libraries_alone():
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_demo_and_publishing_need_no_extra():
+    """As where only what the package depends on is installed."""
+    command = f"""
+import sys
+from importlib.machinery import PathFinder
+find, missing = PathFinder.find_spec, {[*LATE_IMPORTS, "accelerate", "matplotlib"]}
+@staticmethod
+def find_spec(name, *args):
+    return None if name.partition(".")[0] in missing else find(name, *args)
+PathFinder.find_spec = find_spec
+sys.path.append({str(ROOT / "recipes" / "tiny")!r})
+import demo, llama_vid.cli, llama_vid.hub
+"""
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

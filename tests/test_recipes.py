@@ -25,7 +25,8 @@ from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 from llama_vid.cli import app, train
 from llama_vid.data.mixture import load_mixture
 from llama_vid.training.arguments import LlamaVidScriptArguments
-from llama_vid.training.stages import STAGE_MODULES, choose_modules, lora_config
+from llama_vid.training.module_names import STAGE_MODULES
+from llama_vid.training.stages import choose_modules, lora_config
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "recipes"

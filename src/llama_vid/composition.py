@@ -26,6 +26,7 @@ from .composition_language import (
     load_language_model,
     load_language_tokenizer,
     make_generation_config,
+    make_head_plain,
     read_text_config,
     stretch_context,
     trained_length,
@@ -155,6 +156,7 @@ def create_model(
         generation_config, notes = make_generation_config(llm, processor)
         if not has_plain_head(llm):
             notes.append("the language model changes what its head gives (a bias, scaling, capping): left out here")
+            make_head_plain(config.text_config)
         language.read = lambda *_: language_tensors(llm)
         model, modules = assemble(config, [tower, decoder, language], llm.dtype, seed)
         model.generation_config = generation_config

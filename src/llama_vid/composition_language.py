@@ -157,6 +157,15 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return torch.allclose(model(ids).logits, hidden_states @ model.get_output_embeddings().weight.T, atol=1e-3)
 
 
+def make_head_plain(config: PreTrainedConfig) -> None:
+    """Take off scaling and capping of logits, so that nothing that reads them (TRL's fused head) does them either."""
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        config.final_logit_softcapping = None
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, 1.0)
+
+
 def make_generation_config(model: PreTrainedModel, processor: LlamaVidProcessor) -> tuple[GenerationConfig, list[str]]:
     """
     The language model's special ids and sampling, and what ends an answer in the processor's chat template.

@@ -1,17 +1,18 @@
 """A training's part in publishing: it records what it was, and `push_to_hub` leaves on the Hub what `publish` would."""
 
+import json
 import logging
 import os
 import shutil
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import ModelConfig, SFTConfig
@@ -21,7 +22,8 @@ from .hub_files import check_contents
 from .hub_provenance import is_hub_id, provenance_of, public_name, versions, write_provenance
 from .hub_repository import repository
 from .training.arguments import LlamaVidScriptArguments
-from .training.stages import LANGUAGE_MODULES, VISUAL_MODULES
+from .training.module_names import LANGUAGE_MODULES, VISUAL_MODULES
+from .training.trained_modules import whole_base
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class HubCallback(TrainerCallback):
         self.repo_id: str | None = None
         self._steps: list[dict[str, Any]] = []
         self._modules: list[str] = []
+        # One after another, or an older checkpoint might be the last one to arrive.
+        self._pushes = ThreadPoolExecutor(max_workers=1)
         self._job: Future | None = None
         self._options = {
             "token": training_args.hub_token,
@@ -64,7 +68,7 @@ class HubCallback(TrainerCallback):
         pushes, training_args.push_to_hub, training_args.hub_token = training_args.push_to_hub, False, None
         if pushes and training_args.process_index == 0:
             base = model_args.model_name_or_path
-            if model_args.use_peft and base is not None and not is_hub_id(base):
+            if model_args.use_peft and base is not None and not is_hub_id(whole_base(base, None)[0]):
                 raise ValueError(
                     f"`push_to_hub` of an adapter for `{base}`, which nobody else has: publish the base first, and "
                     "write its repo id as `model_name_or_path`."
@@ -77,7 +81,10 @@ class HubCallback(TrainerCallback):
         """Read what led to the model, and what of it trains."""
         if state.is_world_process_zero:
             base = self.model_args.model_name_or_path
-            self._steps = provenance_of(base, self.model_args.model_revision, self._options["token"])
+            try:
+                self._steps = provenance_of(base, self.model_args.model_revision, self._options["token"])
+            except LocalEntryNotFoundError:
+                logger.warning("The Hub cannot be asked what led to %s: publishing the result will.", base)
             trains = {
                 part for name, weight in model.named_parameters() if weight.requires_grad for part in name.split(".")
             }
@@ -96,7 +103,7 @@ class HubCallback(TrainerCallback):
             shutil.copytree(checkpoint, copy.name, copy_function=_link, dirs_exist_ok=True)
             where = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
             message = f"Training in progress, step {state.global_step}"
-            self._job = HfApi().run_as_future(self._push, copy, message, where.get(args.hub_strategy))
+            self._job = self._pushes.submit(self._push, copy, message, where.get(args.hub_strategy))
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Record the training."""
@@ -107,8 +114,7 @@ class HubCallback(TrainerCallback):
     def finish(self) -> None:
         """Publish what is in `output_dir`, if that was asked for, when everything has been saved there."""
         if self.repo_id is not None:
-            if self._job is not None:
-                self._job.result()
+            self._pushes.shutdown()  # when all of them are through
             print(publish(self.output_dir, self.repo_id, **self._options))
 
     def _push(self, copy: TemporaryDirectory, message: str, where: str | None) -> None:
@@ -118,12 +124,13 @@ class HubCallback(TrainerCallback):
             with copy, repository(folder, self.repo_id, token=self._options["token"]) as found:
                 files = dict(found.files)
                 if where is not None:
+                    _forget_best_checkpoint(folder / TRAINER_STATE_NAME)
                     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != TRAINING_ARGS_NAME]
                     whole = {path.relative_to(folder).as_posix(): path for path in paths}
                     check_contents({name: path for name, path in whole.items() if name not in files})
                     files |= {f"{where}/{name}": path for name, path in whole.items()}
                 upload(files, self.repo_id, message, **self._options)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of whatever kind: the training goes on, and the result is pushed in the end
             logger.error("%s was not pushed: %s", message, error)
 
     def _step(self, args: SFTConfig, state) -> dict[str, Any]:
@@ -149,6 +156,14 @@ class HubCallback(TrainerCallback):
             "loss": round(losses[-1], 4) if losses else None,
             "versions": versions("llama-vid", "transformers", "trl", "torch", *(["peft"] if lora else [])),
         }
+
+
+def _forget_best_checkpoint(path: Path) -> None:
+    """It is named by its place on this machine, where nobody else resumes."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state.get("best_model_checkpoint") is not None:
+        path.unlink()  # it may be a second name of the trainer's own file
+        path.write_text(json.dumps({**state, "best_model_checkpoint": None}, indent=2) + "\n", encoding="utf-8")
 
 
 def _link(source: str, target: str) -> None:

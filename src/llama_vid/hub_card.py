@@ -25,7 +25,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from .hub_provenance import is_hub_id
-from .training.stages import VISUAL_MODULES
+from .training.module_names import VISUAL_MODULES
 
 # Of cards that may be written anew. Whoever edits a card deletes the line.
 MARKER = (
@@ -106,6 +106,7 @@ def render_card(
         "repo_id": repo_id,
         "adapter": adapter,
         "base_model": base_model,
+        "base_revision": _revision(files["adapter_config.json"]) if adapter else None,
         "license": license,
         "frame_tokens": frame_tokens,
         "image_tokens": f"{processor['image_seq_length']:,}",
@@ -163,6 +164,12 @@ def read_about(path: Path | None) -> dict[str, str]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _revision(adapter_config: Path) -> str | None:
+    """Of an adapter's base, if it is not the one that everybody gets."""
+    revision = _read(adapter_config).get("revision")
+    return None if revision == "main" else revision
 
 
 def _license(steps: Sequence[dict], license: str | None) -> str | None:

@@ -18,11 +18,13 @@ def ask(folder: str) -> str:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    adapter = Path(folder, "adapter_config.json")
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else folder
+    adapter, base, revision = Path(folder, "adapter_config.json"), folder, None
+    if adapter.is_file():
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+        base, revision = config["base_model_name_or_path"], config.get("revision")
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model, loading = AutoModelForImageTextToText.from_pretrained(
-        base, trust_remote_code=True, dtype="auto", output_loading_info=True
+        base, revision=revision or "main", trust_remote_code=True, dtype="auto", output_loading_info=True
     )
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading[problem]:

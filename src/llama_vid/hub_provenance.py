@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 FILE = "provenance.json"
 
@@ -40,11 +40,19 @@ def read_provenance(folder: Path) -> list[dict[str, Any]]:
 
 
 def provenance_of(model: str, revision: str | None = None, token: str | None = None) -> list[dict[str, Any]]:
-    """The same for a folder or a Hub id."""
+    """
+    The same for a folder or a Hub id.
+
+    Raises:
+        LocalEntryNotFoundError: the Hub cannot be reached, so that nobody knows.
+        ValueError: if the file is no list of steps.
+    """
     if Path(model).is_dir():
         return read_provenance(Path(model))
     try:
         path = hf_hub_download(model, FILE, revision=revision, token=token)
+    except LocalEntryNotFoundError:
+        raise
     except EntryNotFoundError:
         return []
     return read_provenance(Path(path).parent)

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-
 from .hub_card import is_written_by_hand, render_card
 from .hub_files import CARD, check_contents, code_files, collect, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
-from .training.trained_modules import DESCRIPTION, WEIGHTS, load_trained_modules, read_trained_modules
+from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
 
 ADAPTER = "adapter_config.json"
 
@@ -63,7 +61,7 @@ def repository(
         if merge or DESCRIPTION in files:
             place = folder.resolve()  # beside it is room for a model
             work = stack.enter_context(TemporaryDirectory(dir=place.parent, prefix=f".{place.name}."))
-            files = _completed(folder, files, base, revision, Path(work))
+            files = _completed(folder, files, Path(work), token)
         _check_kinds(folder, files)
         # The package's own code is what the folder's was compared with.
         files = {**files, **code_files()}
@@ -109,13 +107,7 @@ def ask_as_a_stranger(files: Mapping[str, Path], token: str | None = None) -> st
             environment["HF_HUB_OFFLINE"] = "1"  # everything must be there
         elif token is not None:
             environment["HF_TOKEN"] = token
-        # -P: the package's folder would be searched first, for names such as `data`.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("hub_check.py"))]
-        command += [str(Path(work, "repository")), str(Path(work, "report.json"))]
-        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
-        report = {"error": f"the process ended with {result.returncode}"}
-        if Path(work, "report.json").is_file():
-            report = json.loads(Path(work, "report.json").read_text(encoding="utf-8"))
+        report = _run("hub_check.py", [Path(work, "repository")], environment)
         if "error" in report:
             reason = report["error"].replace(str(Path(work, "repository")), "the folder")
             raise ValueError(f"What was to be published does not load and answer on its own: {reason}")
@@ -131,23 +123,29 @@ def _base(folder: Path, files: Mapping[str, Path]) -> tuple[str | None, str | No
     return (None, None) if trained is None else (trained.base_model_name_or_path, trained.base_model_revision)
 
 
-def _completed(folder: Path, files: Mapping[str, Path], base: str, revision: str | None, work: Path) -> dict[str, Path]:
+def _completed(folder: Path, files: Mapping[str, Path], work: Path, token: str | None) -> dict[str, Path]:
     """The same files with a whole model, saved to `work`, in place of an adapter or of some modules."""
-    model = load_trained_modules(folder) if DESCRIPTION in files else _merged(folder, base, revision)
-    model.save_pretrained(work, max_shard_size="5GB")
+    environment = dict(os.environ) if token is None else {**os.environ, "HF_TOKEN": token}
+    model = work / "model"
+    model.mkdir()
+    report = _run("hub_completion.py", [folder, model], environment)
+    if "error" in report:
+        raise ValueError(f"`{folder}` and its base cannot be made one model: {report['error']}")
     others = {name: path for name, path in files.items() if not name.startswith("adapter_")}
     others = {name: path for name, path in others.items() if name not in (WEIGHTS, DESCRIPTION)}
-    return {**others, **{path.name: path for path in work.iterdir()}}
+    return {**others, **{path.name: path for path in model.iterdir()}}
 
 
-def _merged(folder: Path, base: str, revision: str | None) -> PreTrainedModel:
-    from peft import PeftModel
-
-    if Path(base).is_dir() and read_trained_modules(base) is not None:
-        model = load_trained_modules(base)
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision or "main", dtype="auto")
-    return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+def _run(script: str, arguments: Sequence[Path], environment: Mapping[str, str]) -> dict:
+    """Run a file of this package in a process of its own, and read the report that it writes."""
+    with TemporaryDirectory() as work:
+        report = Path(work, "report.json")
+        # -P: the package's folder would be searched first, for names such as `data`.
+        command = [sys.executable, "-P", Path(__file__).with_name(script), *arguments, report]
+        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+        if report.is_file():
+            return json.loads(report.read_text(encoding="utf-8"))
+        return {"error": f"the process ended with {result.returncode}"}
 
 
 def _check_kinds(folder: Path, files: Mapping[str, Path]) -> None:

@@ -115,6 +115,12 @@ def test_parts_keep_what_they_say():
     ]
 
 
+def test_no_key_of_a_part_names_files_elsewhere():
+    for key in ("path", "image", "url"):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            row_messages(messages=[user({"type": "image", key: "../a.jpg"}, "Who?"), assistant("He.")])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

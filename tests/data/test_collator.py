@@ -263,6 +263,16 @@ def test_bad_samples_are_skipped_counted_and_logged(processor, clip, picture, tm
     assert (collator.num_seen, collator.num_skipped) == (3, 1)
 
 
+def test_pictures_that_break_in_any_way_are_bad_samples(processor, picture, tmp_path):
+    content = Path(picture).read_bytes()
+    place = content.index(b"IDAT")
+    broken = content[:place] + b"\0\0\0\0" + content[place + 4 :]
+    (tmp_path / "broken.png").write_bytes(broken)
+    collator = LlamaVidDataCollator(processor, on_bad_sample="skip")
+    for source in (str(tmp_path / "broken.png"), "http://localhost:9/a.png"):
+        assert not collator.is_good({"messages": [user({"type": "image", "path": source}, "What?"), assistant("No.")]})
+
+
 def test_a_batch_without_a_good_sample_moves_nothing(processor):
     missing = {"messages": [user({"type": "video", "path": "missing.mp4"}, "What?"), assistant("No.")]}
     batch = LlamaVidDataCollator(processor, on_bad_sample="skip")([missing])

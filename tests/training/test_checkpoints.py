@@ -143,8 +143,11 @@ def test_what_resume_from_checkpoint_means(run, tmp_path):
     def meant(resume, output=run):
         return checkpoint_to_resume(SFTConfig(output_dir=str(output), resume_from_checkpoint=resume, bf16=False))
 
-    assert meant(None) is meant("false") is None
+    assert meant(None, tmp_path / "new") is meant("false", tmp_path / "new") is None
+    with pytest.raises(ValueError, match="`output_dir` holds checkpoint-4 of an earlier training"):
+        meant(None)
     assert meant("true") == meant(str(run / "checkpoint-4")) == str(run / "checkpoint-4")
+    (tmp_path / "empty").mkdir()
     for missing in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(ValueError, match=r"is true, but .* holds no checkpoint that is complete: train without it"):
             meant("true", missing)
@@ -156,7 +159,7 @@ def test_what_resume_from_checkpoint_means(run, tmp_path):
 def test_a_checkpoint_that_is_written_again_is_not_complete_meanwhile(data, tmp_path, monkeypatch):
     path = recipe(tmp_path, data, 1, save_strategy="steps", save_steps=2)
     train(["--config", path])
-    interrupted_at(2, monkeypatch, "_save_optimizer_and_scheduler")
+    interrupted_at(4, monkeypatch, "_save_optimizer_and_scheduler")
     with pytest.raises(InterruptionError):
-        train(["--config", path])
-    assert not is_complete(tmp_path / "run" / "checkpoint-2")
+        train(["--config", path, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")])
+    assert not is_complete(tmp_path / "run" / "checkpoint-4")

@@ -28,8 +28,8 @@ from transformers import AutoModelForImageTextToText
 from llama_vid import create_model, extract_features
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
+from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
-from llama_vid.training.stages import STAGE_MODULES
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate_configs"

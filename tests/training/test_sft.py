@@ -1,6 +1,7 @@
 """From a recipe to a trained checkpoint, in every stage, on small data made here."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from small_recipes import llava, recipe, turns, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.session import ask
+from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
-from llama_vid.training.stages import STAGE_MODULES
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -35,14 +36,36 @@ def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stag
 
 
 def test_lora_of_stage_2(data, tmp_path):
-    path = recipe(tmp_path, data, 2, use_peft=True, lora_r=4, module_learning_rates={"multi_modal_projector": 1e-3})
+    changes = {"module_learning_rates": {"multi_modal_projector": 1e-3}, "model_revision": "v1"}
+    path = recipe(tmp_path, data, 2, use_peft=True, lora_r=4, **changes)
     trainer = train(["--config", path])
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-2, 1e-3}
     saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert not any("vision_tower" in key for key in saved)
     assert any("multi_modal_projector" in key for key in saved)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["revision"] == "v1"
     AutoProcessor.from_pretrained(tmp_path / "run")
+
+
+def test_bad_samples_are_skipped_and_counted(data, tmp_path, caplog):
+    chats = json.loads((data / "chats.json").read_text())
+    lost = {"id": "lost", "image": "missing.png", "conversations": turns("<image>\nWhat?", "No.")}
+    (tmp_path / "chats.json").write_text(json.dumps([*chats[:3], lost]))
+    sets = [{**llava(data)[0], "path": str(tmp_path / "chats.json")}]
+    changes = {"train_datasets": sets, "eval_datasets": sets, "on_bad_sample": "skip", "max_skipped_share": 0.5}
+    changes |= {"eval_strategy": "steps", "eval_steps": 4, "eval_answers": 4}
+    with caplog.at_level(logging.WARNING, "llama_vid"):
+        trainer = train(["--config", recipe(tmp_path, data, 2, **changes)])
+    assert trainer.state.global_step == 4
+    assert len(trainer.eval_dataset) == 3
+    assert "Skipped: The sample id='lost'" in caplog.text
+    assert "2 of 8 samples were skipped" in caplog.text  # two passes
+
+    (tmp_path / "chats.json").write_text(json.dumps([lost]))
+    changes["train_datasets"] = llava(data)
+    with pytest.raises(ValueError, match="`eval_datasets` has no good record among 1"):
+        train(["--config", recipe(tmp_path, data, 2, **changes)])
 
 
 def test_evaluations_by_loss_and_by_answers(data, tmp_path):

@@ -11,10 +11,8 @@ from trl import ModelConfig
 
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
+from llama_vid.training.module_names import LANGUAGE_MODULES, STAGE_MODULES, VISUAL_MODULES
 from llama_vid.training.stages import (
-    LANGUAGE_MODULES,
-    STAGE_MODULES,
-    VISUAL_MODULES,
     choose_modules,
     lora_config,
     modules_of,
@@ -177,3 +175,12 @@ def test_bad_arguments(model):
     set_trainable(model, ["multi_modal_projector"])
     with pytest.raises(ValueError, match="`module_learning_rates` names qformer, in which nothing trains"):
         parameter_groups(model, {"qformer": 1e-3}, 1e-4, 0.0)
+
+
+def test_parameters_that_zero_3_has_spread_count_whole(model):
+    table, groups = trainable_table(model), parameter_groups(model, {}, 1.0, weight_decay=0.1)
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert trainable_table(model) == table
+    spread = parameter_groups(model, {}, 1.0, weight_decay=0.1)
+    assert [len(group["params"]) for group in spread] == [len(group["params"]) for group in groups]

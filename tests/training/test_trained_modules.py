@@ -10,8 +10,9 @@ from small_checkpoint import UNTRAINED
 from small_recipes import assert_equal_weights, recipe, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from llama_vid.training.module_names import LANGUAGE_MODULES, STAGE_MODULES
 from llama_vid.training.sft import train
-from llama_vid.training.stages import LANGUAGE_MODULES, STAGE_MODULES, choose_modules
+from llama_vid.training.stages import choose_modules
 from llama_vid.training.trained_modules import (
     TrainedModules,
     load_trained_modules,

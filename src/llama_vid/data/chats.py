@@ -184,6 +184,8 @@ def _with_files(part: dict, media: Media) -> dict:
         part["subtitles"] = media.path(part["subtitles"], media.subtitles_root)
     if "features" in part:
         part["features"] = media.path(part["features"], media.features_root)
+    if "url" in part:
+        part["url"] = media.path(part["url"])  # transformers would open any file of that name
     for key in ("path", kind):
         if key in part:
             return {**media.part(kind, part.pop(key)), **part}

@@ -103,17 +103,19 @@ class LlamaVidDataCollator:
         except BadSampleError:
             return self._batch(self._good(examples)) or self._nothing()
 
+    def is_good(self, example: dict[str, Any]) -> bool:
+        """Whether a record can be trained on; the log says why not."""
+        try:
+            self._batch([example])
+        except BadSampleError as error:
+            logger.warning("Skipped: %s", error)
+            return False
+        return True
+
     def _good(self, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The examples that can be trained on. Raises BadSampleError if too many were left out so far."""
-        good = []
-        for example in examples:
-            try:
-                self._batch([example])
-            except BadSampleError as error:
-                self._counts[1] += 1
-                logger.warning("Skipped: %s", error)
-            else:
-                good.append(example)
+        good = [example for example in examples if self.is_good(example)]
+        self._counts[1] += len(examples) - len(good)
         if self.num_seen >= SEEN_BEFORE_CAP and self.num_skipped > self.max_skipped_share * self.num_seen:
             raise BadSampleError(
                 f"{self.num_skipped} of {self.num_seen} samples were skipped, more than max_skipped_share="

@@ -119,7 +119,7 @@ def _open_image(content: bytes, place: int):
 
     try:
         return load_image(Image.open(io.BytesIO(content)))
-    except OSError as error:
+    except Exception as error:  # damaged files raise of every kind
         raise ValueError(
             f"attached image {place} cannot be read ({len(content)} bytes): repair it or leave the record out."
         ) from error

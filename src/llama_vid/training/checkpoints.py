@@ -19,10 +19,15 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     `output_dir`.
 
     Raises:
-        ValueError: there is none, or the named one is not complete.
+        ValueError: there is none, the named one is not complete, or the training starts anew among those of another.
     """
     resume = training_args.resume_from_checkpoint
     if resume in (None, False, "false", "False"):
+        if (found := last_complete_checkpoint(training_args.output_dir)) is not None:
+            raise ValueError(
+                f"`output_dir` holds {found.name} of an earlier training, and resuming might later take that for this "
+                "one's: go on from it now with `resume_from_checkpoint: true`, choose another folder, or delete it."
+            )
         return None
     if resume not in (True, "true", "True"):
         if not is_complete(resume):
@@ -54,9 +59,9 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> Path | None:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint has its last file, the state of the trainer, and that is whole."""
+    """Whether a checkpoint has its last file, the state of the trainer, whole, and was not saved as a model only."""
     try:
         json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return any(Path(checkpoint).glob("rng_state*.pth"))  # which every engine writes with the optimizer's state

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from llama_vid.data.records import to_messages
@@ -109,6 +107,9 @@ def generate_answers(
     Raises:
         ValueError: a row without an answer of the assistant's, or whose files cannot be read.
     """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
     state = PartialState()
     # Sharded models compute together: each process gets as many rows, the last one again if need be.
     per_process = -(-len(dataset) // state.num_processes)

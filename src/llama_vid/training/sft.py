@@ -85,6 +85,7 @@ def build_trainer(
     train_modules = choose_modules(model, script_args.stage, script_args.train_modules)
     if model_args.use_peft:
         config = lora_config(model, train_modules, model_args)
+        config.revision = whole_base(model_args.model_name_or_path, model_args.model_revision)[1]
         over_base = modules_over_base(model_args.model_name_or_path)
         if missing := sorted(over_base.difference(config.modules_to_save)):
             raise ValueError(
@@ -121,6 +122,8 @@ def build_trainer(
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     train_dataset = load_mixture(script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming)
     eval_dataset = load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None
+    if eval_dataset is not None and script_args.on_bad_sample == "skip":
+        eval_dataset = without_bad_samples(eval_dataset, collator)
     if training_args.train_sampling_strategy in BY_LENGTH:
         for dataset in (train_dataset, eval_dataset):
             if isinstance(dataset, Dataset):  # streams come as they come
@@ -149,6 +152,14 @@ def build_trainer(
     if not (trainer.is_deepspeed_enabled or is_fsdp1):
         hold_in_float32(trainer.model)  # after TRL has cast to bfloat16 what trains over quantized weights
     return trainer
+
+
+def without_bad_samples(dataset: Dataset, collator: LlamaVidDataCollator) -> Dataset:
+    """What each evaluation is of: looked through once, as skipped samples would count as a loss of zero."""
+    good = [place for place, row in enumerate(dataset) if collator.is_good(row)]
+    if not good:
+        raise ValueError(f"`eval_datasets` has no good record among {len(dataset)}: the log above says why.")
+    return dataset.select(good)
 
 
 def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig):

@@ -1,37 +1,21 @@
 """What trains in each stage, fully or by LoRA, and at which learning rate."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
+from llama_vid.training.module_names import LANGUAGE_MODULES, STAGE_MODULES, VISUAL_MODULES
 from llama_vid.training.muon import matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from trl import ModelConfig
-
-# Everything but the visual encoder, which no stage trains.
-VISUAL_MODULES = (
-    "qformer",
-    "query_tokens",
-    "qformer_layernorm",
-    "qformer_vision_proj",
-    "context_attention",
-    "multi_modal_projector",
-)
-LANGUAGE_MODULES = ("language_model", "lm_head")
-
-# The paper's table of stages. Of those that a configuration does not have (a vision projection, context tokens), none
-# train.
-STAGE_MODULES = {
-    1: ("qformer_vision_proj", "context_attention", "multi_modal_projector"),
-    2: (*VISUAL_MODULES, *LANGUAGE_MODULES),
-    3: (*VISUAL_MODULES, *LANGUAGE_MODULES),
-}
 
 
 def modules_of(model: LlamaVidForConditionalGeneration) -> dict[str, nn.Module]:
@@ -162,7 +146,7 @@ def parameter_groups(
         module = next((part for part in name.split(".") if part in learning_rates), None)
         unused.discard(module)
         rate = learning_rates.get(module, learning_rate)
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if len(_shape(parameter)) > 1 else 0.0
         groups.setdefault((rate, decay, name in for_muon), []).append(parameter)
     if unused:
         raise ValueError(f"`module_learning_rates` names {', '.join(sorted(unused))}, in which nothing trains.")
@@ -181,10 +165,15 @@ def trainable_table(model: "nn.Module | PeftModel") -> str:
         module = next((part for part in path.split(".") if part in counts), None)
         # PEFT keeps the original of what it trains whole.
         if module is not None and ".original_module." not in path:
-            total, trains = counts[module]
-            counts[module] = total + parameter.numel(), trains + parameter.numel() * parameter.requires_grad
+            (total, trains), size = counts[module], prod(_shape(parameter))
+            counts[module] = total + size, trains + size * parameter.requires_grad
     rows = [(name, *count) for name, count in counts.items() if count[0]]
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     lines = [f"{'module':<24}{'parameters':>16}{'trainable':>16}{'share':>9}"]
     lines += [f"{name:<24}{total:>16,}{trains:>16,}{trains / total:>9.2%}" for name, total, trains in rows]
     return "\n".join(lines)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Also of one that ZeRO-3 has spread over the processes, whose own is that of nothing."""
+    return getattr(parameter, "ds_shape", parameter.shape)
