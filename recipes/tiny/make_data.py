@@ -37,8 +37,8 @@ SPLITS = {
         "kinds": HARD_KINDS_OF_LONG_CLIPS,
         "questions_per_video": 8,
     },
-    "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "questions_per_video": 6},
-    "train_films": {"num_videos": 40, "seconds": (900, 3600), "long": True, "questions_per_video": 6},
+    "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "film": True, "questions_per_video": 6},
+    "train_films": {"num_videos": 40, "seconds": (900, 3600), "long": True, "film": True, "questions_per_video": 6},
     "validation": {"num_videos": 150, "questions_per_video": 4},
     "test": {"num_videos": 250, "questions_per_video": 2},
     "test_said": {"num_videos": 250, "kinds": ("said",), "questions_per_video": 2},
@@ -51,7 +51,7 @@ SPLITS = {
         "questions_per_video": 2,
     },
     "test_pictures": {"num_videos": 100, "seconds": (8, 16), "questions_per_video": 1, "images_per_video": 1},
-    "test_films": {"num_videos": 125, "seconds": (3600, 3600), "long": True, "questions_per_video": 4},
+    "test_films": {"num_videos": 125, "seconds": (3600, 3600), "long": True, "film": True, "questions_per_video": 4},
 }
 
 

@@ -18,6 +18,7 @@ from llama_vid.data.mixture import DatasetConfig, load_mixture
 from llama_vid.data.records import to_messages
 from llama_vid.data.shapes_dataset import LONG_KINDS, make_world
 from llama_vid.data.shapes_questions import PICTURE_KINDS, QUESTION_KINDS
+from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.subtitles_llama_vid import read_subtitles
 
 SETTINGS = {"num_videos": 6, "seed": 1, "seconds": (8, 12)}
@@ -316,3 +317,16 @@ def first_part(message: dict) -> tuple[str, str]:
     first, *others = message["content"]
     assert all(part["type"] == "text" for part in others)
     return first["type"], str(first["path"])
+
+
+def test_films_with_subtitles_are_announced(tmp_path):
+    films = {"num_videos": 6, "seed": 1, "seconds": (8, 9), "long": True, "film": True, "questions_per_video": 2}
+    records = read(make_world(tmp_path, split="films", images_per_video=0, **films))
+    seen = set()
+    for record in records:
+        [question, _] = record["messages"]
+        [video] = [part for part in question["content"] if part["type"] == "video"]
+        words = [part.get("text") for part in question["content"]]
+        assert words[:-1] == ([FILM_INTRODUCTION, None, FILM_END] if "subtitles" in video else [None])
+        seen.add("subtitles" in video)
+    assert seen == {True, False}

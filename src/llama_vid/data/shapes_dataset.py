@@ -24,10 +24,12 @@ from llama_vid.data.shapes_questions import (
     picture_questions,
     questions,
 )
+from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 
 # Of one event in a long video: there is nothing to count or to order, and its second would be one of thousands.
 LONG_KINDS = ("colour", "shape", "direction", "said", "presence")
 TEXT_TOKENS = 16  # about what a question, its answer and what stands around them take
+FILM_TOKENS = 20  # about what the sentences around a film take
 VERSION = 4  # of the files: raised when equal settings no longer give equal ones
 
 
@@ -39,6 +41,7 @@ def make_world(
     seed: int,
     seconds: tuple[int, int] = (8, 64),
     long: bool = False,
+    film: bool = False,
     kinds: Sequence[str] | None = None,
     questions_per_video: int = 4,
     turns: int = 1,
@@ -66,6 +69,7 @@ def make_world(
         seconds (`tuple[int, int]`): Shortest and longest video. Lengths are spread evenly on a logarithmic scale, so
             that short ones, which cost least, are frequent.
         long (`bool`): One shape in a quiet picture, one frame a second in the file instead of two: for up to an hour.
+        film (`bool`): Videos with subtitles stand between the sentences of the long-video data (paper, stage 3).
         kinds (`Sequence[str]`, *optional*): Kinds of questions; by default `QUESTION_KINDS`, or `LONG_KINDS` if `long`.
         questions_per_video (`int`): Different questions about each video.
         turns (`int`): Questions in one record, at most. Each turn carries the video again.
@@ -86,6 +90,7 @@ def make_world(
         "seed": seed,
         "seconds": list(seconds),
         "long": long,
+        "film": film,
         "kinds": list(kinds or (LONG_KINDS if long else QUESTION_KINDS)),
         "questions_per_video": questions_per_video,
         "turns": turns,
@@ -168,7 +173,7 @@ def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], .
     for second in random.sample(busy, min(settings["images_per_video"], len(busy))):
         image = {"type": "image", "path": f"images/{name}-{second:04d}.png"}
         _write_picture(folder / image["path"], scene, second)
-        pictures.append(_chat(video["path"], image, picture_questions(scene, second, random), image_tokens))
+        pictures.append(_chat(video["path"], [image], picture_questions(scene, second, random), image_tokens))
         captions.append(_record(video["path"], [([image], caption(scene, second))], "caption", image_tokens))
         shapes = scene.visible(second)
         for shape in shapes if len(shapes) > 1 else ():
@@ -179,9 +184,12 @@ def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], .
     if scene.lines:
         video = {**video, "subtitles": f"videos/{name}.srt"}
         _write(folder / video["subtitles"], _srt(scene.lines))
+    shown = [video]
+    if settings["film"] and scene.lines:
+        shown, tokens = [_text(FILM_INTRODUCTION), video, _text(FILM_END)], tokens + FILM_TOKENS
     chats = []
     for start in range(0, len(asked), settings["turns"]):
-        chats.append(_chat(video["path"], video, asked[start : start + settings["turns"]], tokens))
+        chats.append(_chat(video["path"], shown, asked[start : start + settings["turns"]], tokens))
     return chats, pictures, captions
 
 
@@ -214,9 +222,9 @@ def _ask(scene: Scene, random: Random, kinds: list[str], wanted: int) -> list[Qu
     return None
 
 
-def _chat(video: str, visual: dict, asked: Sequence[Question], tokens: int) -> dict:
-    """A record of questions, each with the visual, which has so many tokens."""
-    turns = [([visual, _text(question.text)], question.answer) for question in asked]
+def _chat(video: str, shown: list[dict], asked: Sequence[Question], tokens: int) -> dict:
+    """A record of questions, each with what is shown, which has so many tokens."""
+    turns = [([*shown, _text(question.text)], question.answer) for question in asked]
     return _record(video, turns, ",".join(question.kind for question in asked), tokens)
 
 
