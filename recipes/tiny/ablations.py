@@ -18,7 +18,6 @@ from statistics import mean, stdev
 
 import torch
 from filelock import FileLock, Timeout
-from files import write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llama_vid.composition import create_model
@@ -26,6 +25,7 @@ from llama_vid.data.mixture import DatasetConfig, load_mixture
 from llama_vid.data.records import to_messages
 from llama_vid.training.evaluation import answer_accuracy
 from llama_vid.training.sft import train
+from llama_vid.whole_files import write_text
 
 HERE = Path(__file__).parent
 VISION, LANGUAGE = "models/tiny/instructblip", "models/tiny/language-model"
@@ -110,7 +110,7 @@ def main() -> None:
             try:
                 with FileLock(f"{path}.lock", timeout=0):
                     if not path.exists():
-                        write(path, json.dumps(run(variant, seed, folder), indent=1))
+                        write_text(path, json.dumps(run(variant, seed, folder), indent=1))
                         shutil.rmtree(folder)
             except Timeout:
                 print(f"{variant}, seed {seed}: another process is at it")
@@ -118,7 +118,7 @@ def main() -> None:
         variant = path.stem.rpartition("-")[0]
         results.setdefault(variant, []).append(json.loads(path.read_text(encoding="utf-8")))
     results = {name: results[slug] for name in VARIANTS if (slug := name.replace(" ", "-")) in results}
-    write(arguments.output / "ablations.md", table(results))
+    write_text(arguments.output / "ablations.md", table(results))
     print(table(results))
 
 

@@ -1,5 +1,6 @@
 """
-Put a trained checkpoint, its scores and its model card into the package.
+Put a trained checkpoint, its scores and its model card into the package, and the losses of all trainings into
+`results`.
 
     python recipes/tiny/embed.py --model runs/tiny/stage3 [--output src/llama_vid/tiny]
 """
@@ -15,6 +16,9 @@ from llama_vid import publish
 # The package has the code, and nobody resumes from here.
 LEFT_OUT = ("*.py", "checkpoint-*", "training_args.bin", "README.md")
 
+RESULTS = Path(__file__).with_name("results")
+PRETRAINED = {"instructblip": "vision", "language-model": "language"}
+
 
 def main() -> None:
     """Copy, and write the card."""
@@ -27,6 +31,10 @@ def main() -> None:
         (partial / "model.safetensors").chmod(0o644)
         shutil.copy(Path(__file__).with_name("about.json"), partial)
         publish(partial, "your-name/llama-vid-tiny", license="apache-2.0", dry_run=True)
+    for curve in arguments.model.parent.glob("stage*/loss_curve.*"):
+        shutil.copy(curve, RESULTS / f"{curve.parent.name}{curve.suffix}")
+    for part, name in PRETRAINED.items():
+        shutil.copy(Path("models/tiny", part, "training_log.json"), RESULTS / f"{name}.json")
 
 
 if __name__ == "__main__":

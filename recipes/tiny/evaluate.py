@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from files import write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llama_vid  # noqa: F401  registers the classes
@@ -23,6 +22,7 @@ from llama_vid.data.mixture import DatasetConfig, load_mixture
 from llama_vid.data.records import to_messages
 from llama_vid.data.shapes_questions import Question, majority_baseline
 from llama_vid.training.evaluation import accuracy, generate_answers
+from llama_vid.whole_files import write_text
 
 # Name, and how many rows are answered at a time: a film's prompt has 7,200 tokens.
 TESTS = {
@@ -78,7 +78,7 @@ def main() -> None:
                 }
             )
     if state.is_main_process:
-        write(arguments.model / "evaluation.json", json.dumps(scores, indent=1) + "\n")
+        write_text(arguments.model / "evaluation.json", json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Folders that are there whole or not at all."""
 
 import os
 import shutil
@@ -6,13 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def write(path: Path, text: str) -> None:
-    """Write under another name first."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from .whole_files import write_text
+
 FILE = "provenance.json"
 
 # Released by the paper's authors under this name on the Hub, and under this licence (paper, released checkpoints).
@@ -60,9 +62,7 @@ def provenance_of(model: str, revision: str | None = None, token: str | None = N
 
 def write_provenance(folder: Path, steps: Sequence[dict[str, Any]]) -> None:
     """Write `provenance.json`; what was there is replaced when the new one is complete."""
-    partial = folder / f".{FILE}"
-    partial.write_text(json.dumps(steps, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    write_text(folder / FILE, json.dumps(steps, indent=1, ensure_ascii=False) + "\n")
 
 
 def conversion_step(source: str | Path, *, base_model: str | Path | None = None) -> dict[str, Any]:

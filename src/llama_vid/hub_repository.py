@@ -14,6 +14,7 @@ from .hub_card import is_written_by_hand, render_card
 from .hub_files import CARD, check_contents, code_files, collect, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
 from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
+from .whole_files import write_text
 
 ADAPTER = "adapter_config.json"
 
@@ -165,10 +166,7 @@ def _check_kinds(folder: Path, files: Mapping[str, Path]) -> None:
 
 
 def _write_card(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"The card cannot be written to `{path}`: {error.strerror}") from error

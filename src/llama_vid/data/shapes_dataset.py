@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from llama_vid.data.shapes_questions import (
     questions,
 )
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
+from llama_vid.whole_files import whole_file, write_text
 
 # Of one event in a long video: there is nothing to count or to order, and its second would be one of thousands.
 LONG_KINDS = ("colour", "shape", "direction", "said", "presence")
@@ -145,7 +145,7 @@ def _remember(folder: Path, settings: dict) -> None:
                 f"{folder} has a split {split!r} with other settings ({', '.join(other)}): choose another folder or "
                 "split, or delete the folder."
             )
-        _write(path, json.dumps(known, indent=2) + "\n")
+        write_text(path, json.dumps(known, indent=2) + "\n")
 
 
 def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], ...]]:
@@ -183,7 +183,7 @@ def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], .
 
     if scene.lines:
         video = {**video, "subtitles": f"videos/{name}.srt"}
-        _write(folder / video["subtitles"], _srt(scene.lines))
+        write_text(folder / video["subtitles"], _srt(scene.lines))
     shown = [video]
     if settings["film"] and scene.lines:
         shown, tokens = [_text(FILM_INTRODUCTION), video, _text(FILM_END)], tokens + FILM_TOKENS
@@ -256,21 +256,9 @@ def _write_picture(path: Path, scene: Scene, second: int) -> None:
     from PIL import Image
 
     if not path.exists():
-        unfinished = _unfinished(path)
-        Image.fromarray(frame_at(scene, second)).save(unfinished)
-        os.replace(unfinished, path)
+        with whole_file(path) as partial:
+            Image.fromarray(frame_at(scene, second)).save(partial)
 
 
 def _write_lines(path: Path, records: list[dict]) -> None:
-    _write(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = _unfinished(path)
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _unfinished(path: Path) -> Path:
-    """A name beside it, to be written first and renamed then."""
-    return path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from llama_vid.data.collator import LlamaVidDataCollator
+from llama_vid.whole_files import whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,7 @@ class LossCurveCallback(TrainerCallback):
             for name in ("loss", "eval_loss", *shares)
         }
         folder = Path(args.output_dir)
-        partial = folder / ".loss_curve.json"
-        partial.write_text(json.dumps(points, indent=1), encoding="utf-8")
-        partial.replace(folder / "loss_curve.json")
+        write_text(folder / "loss_curve.json", json.dumps(points, indent=1))
         plot_curves(points, folder / "loss_curve.png")
 
 
@@ -48,9 +47,8 @@ def plot_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
         right.set(ylabel="exact match", ylim=(-0.02, 1.02))
         _plot(right, SHARES, points[SHARES], color="tab:green")
     figure.legend(frameon=False, loc="outside upper right", ncols=3)
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def _plot(axes, name: str, curve: list[tuple[int, float]], **style) -> None:

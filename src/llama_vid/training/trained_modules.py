@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
+from llama_vid.whole_files import whole_file, write_text
 
 WEIGHTS = "trained_modules.safetensors"
 DESCRIPTION = "trained_modules.json"
@@ -59,12 +60,9 @@ def save_trained_modules(
     """
     folder = Path(folder)
     tensors = _of_modules(model, model.state_dict() if state_dict is None else state_dict, trained.modules)
-    partial = folder / f".{WEIGHTS}"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS)
-    partial = folder / f".{DESCRIPTION}"
-    partial.write_text(json.dumps(asdict(trained), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / DESCRIPTION)
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
+    write_text(folder / DESCRIPTION, json.dumps(asdict(trained), indent=2) + "\n")
 
 
 def read_trained_modules(folder: str | os.PathLike) -> TrainedModules | None:
