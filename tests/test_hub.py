@@ -166,7 +166,8 @@ def test_an_adapter_its_base_and_both_merged(hub, work, published, version, tmp_
     assert "adapter_model.safetensors" in files
     assert "model.safetensors" not in files
     logits = stranger(hub, work, models, version, home=tmp_path)["logits"]
-    torch.testing.assert_close(torch.tensor(logits["adapter"]), torch.tensor(logits["merged"]), atol=1e-5, rtol=0)
+    # Float32 rounds logits of 10 to 1e-6, and merging adds in another order.
+    torch.testing.assert_close(torch.tensor(logits["adapter"]), torch.tensor(logits["merged"]), atol=1e-5, rtol=1e-6)
 
     completed = load_trained_modules(work / "modules")
     changed = LlamaVidForConditionalGeneration.from_pretrained(work / "changed")

@@ -242,7 +242,8 @@ def test_a_file_of_features_stands_for_the_video(opened, clip, features_file):
         inputs = opened.processor.apply_chat_template([{"role": "user", "content": content}], **arguments)
         with torch.no_grad():
             logits.append(opened.model(**inputs).logits[..., :800])
-    torch.testing.assert_close(logits[1], logits[0], atol=2e-3, rtol=0)
+    # Features in half precision, which tells a 2,000th of a number: a 5,000th of the largest logit.
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-4 * logits[0].abs().max().item(), rtol=0)
 
 
 def test_features_of_another_encoder_are_refused(features_file):
