@@ -1,5 +1,5 @@
 """
-Write the small world that the tiny model is trained and tested on: about 5,000 clips, and films of up to an hour.
+Write the small world that the tiny model is trained and tested on: about 9,000 clips, and films of up to an hour.
 
     python recipes/tiny/make_data.py [--output data/tiny] [--workers 2]
 
