@@ -19,6 +19,16 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from .configuration_llama_vid import LlamaVidConfig
 
+# What makes visual tokens of what the visual encoder gives; no stage of training trains that one.
+VISUAL_MODULES = (
+    "qformer",
+    "query_tokens",
+    "qformer_layernorm",
+    "qformer_vision_proj",
+    "context_attention",
+    "multi_modal_projector",
+)
+
 
 @dataclass
 class LlamaVidVisualOutput(BaseModelOutputWithPooling):
@@ -136,19 +146,7 @@ class LlamaVidPreTrainedModel(PreTrainedModel):
     # Named from the root of the whole model and, without `model.`, of the one that has no head.
     modules_to_not_convert = [
         "lm_head",
-        *(
-            prefix + name
-            for prefix in ("model.", "")
-            for name in (
-                "vision_tower",
-                "qformer",
-                "query_tokens",
-                "qformer_layernorm",
-                "qformer_vision_proj",
-                "context_attention",
-                "multi_modal_projector",
-            )
-        ),
+        *(prefix + name for prefix in ("model.", "") for name in ("vision_tower", *VISUAL_MODULES)),
     ]
 
     @classmethod

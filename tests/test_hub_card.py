@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
+from llama_vid import hub_repository
 from llama_vid.hub_card import MARKER, is_written_by_hand, render_card
 from llama_vid.hub_files import collect
 from llama_vid.hub_provenance import (
@@ -226,6 +227,14 @@ def test_provenance_is_not_lost_where_the_hub_is_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(LocalEntryNotFoundError):
         provenance_of("someone/base")
+
+
+def test_publishing_asks_for_what_the_training_could_not(folder, monkeypatch):
+    before = [conversion_step("YanweiLi/llama-vid-7b-full-224-long-video")]
+    monkeypatch.setattr(hub_repository, "provenance_of", lambda model, token: before)
+    write_provenance(folder, [TRAINING])
+    with hub_repository.repository(folder, "someone/tiny") as found:
+        assert ModelCard.load(found.files["README.md"]).data.license == "cc-by-nc-4.0"
 
 
 def test_provenance_is_kept_beside_the_weights(tmp_path):

@@ -24,6 +24,7 @@ from .hub_repository import repository
 from .training.arguments import LlamaVidScriptArguments
 from .training.module_names import LANGUAGE_MODULES, VISUAL_MODULES
 from .training.trained_modules import whole_base
+from .whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class HubCallback(TrainerCallback):
             try:
                 self._steps = provenance_of(base, self.model_args.model_revision, self._options["token"])
             except LocalEntryNotFoundError:
-                logger.warning("The Hub cannot be asked what led to %s: publishing the result will.", base)
+                logger.warning("The Hub cannot be asked now what led to %s; `publish` will ask it.", base)
             trains = {
                 part for name, weight in model.named_parameters() if weight.requires_grad for part in name.split(".")
             }
@@ -162,8 +163,8 @@ def _forget_best_checkpoint(path: Path) -> None:
     """It is named by its place on this machine, where nobody else resumes."""
     state = json.loads(path.read_text(encoding="utf-8"))
     if state.get("best_model_checkpoint") is not None:
-        path.unlink()  # it may be a second name of the trainer's own file
-        path.write_text(json.dumps({**state, "best_model_checkpoint": None}, indent=2) + "\n", encoding="utf-8")
+        # A new file in its place: it may be a second name of the trainer's own.
+        write_text(path, json.dumps({**state, "best_model_checkpoint": None}, indent=2) + "\n")
 
 
 def _link(source: str, target: str) -> None:

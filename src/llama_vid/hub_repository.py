@@ -73,6 +73,9 @@ def repository(
         if not is_kept:
             known = base if base is not None and is_hub_id(base) else None
             steps = read_provenance(folder)
+            if steps and steps[0]["step"] == "training" and steps[0].get("base_model"):
+                # Of that nothing was known, or the Hub was out of reach.
+                steps = [*provenance_of(steps[0]["base_model"], token=token), *steps]
             if not steps and known is not None:
                 # How it was trained is not known here; where the weights come from is.
                 steps = [step for step in provenance_of(known, revision, token) if step["step"] == "conversion"]

@@ -1,14 +1,7 @@
 """The names of the modules that may train, and of those that do in each stage."""
 
-# Everything but the visual encoder, which no stage trains.
-VISUAL_MODULES = (
-    "qformer",
-    "query_tokens",
-    "qformer_layernorm",
-    "qformer_vision_proj",
-    "context_attention",
-    "multi_modal_projector",
-)
+from llama_vid.modeling.modeling_llama_vid_visual import VISUAL_MODULES
+
 LANGUAGE_MODULES = ("language_model", "lm_head")
 
 # The paper's table of stages. Of those that a configuration does not have (a vision projection, context tokens), none
