@@ -20,7 +20,6 @@ from llama_vid.modeling import (
 
 from .composition_assembly import assemble, configure
 from .composition_language import (
-    ROPE_SCALINGS,
     has_plain_head,
     language_tensors,
     load_language_model,
@@ -123,8 +122,6 @@ def create_model(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"`{output}` exists and is not an empty folder: choose another output.")
-    if rope_scaling not in ROPE_SCALINGS:
-        raise ValueError(f"`rope_scaling` must be one of {', '.join(ROPE_SCALINGS)}, got {rope_scaling!r}.")
     dtype = _parse_dtype(dtype)
     overrides = dict(config_overrides or {})
     settings = {part: dict(overrides.pop(part, {})) for part in LlamaVidConfig.sub_configs}
@@ -133,8 +130,7 @@ def create_model(
         tower = open_vision_tower(vision_tower)
         decoder = open_text_decoder(qformer, settings["qformer_config"].pop("model_type", None))
         text_config = read_text_config(language_model, settings["text_config"])
-        if context_length is not None:
-            stretch_context(text_config, context_length, rope_scaling)
+        stretch_context(text_config, context_length, rope_scaling)
         llm_tokenizer, chat_template = load_language_tokenizer(
             tokenizer or language_model, chat_template, trained_length(text_config), trust_remote_code
         )

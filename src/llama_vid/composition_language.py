@@ -47,21 +47,23 @@ def trained_length(text_config: PreTrainedConfig) -> int | None:
     return LlamaVidConfig(text_config=text_config).context_length
 
 
-def stretch_context(text_config: PreTrainedConfig, context_length: int, rope_scaling: str) -> None:
+def stretch_context(text_config: PreTrainedConfig, context_length: int | None, rope_scaling: str) -> None:
     """
     Scale the rotary embedding to a longer context, as stage 3 does (paper, training settings); changed in place.
 
     Args:
         text_config (`PreTrainedConfig`): The language model's.
-        context_length (`int`): Tokens that a prompt may have from then on.
+        context_length (`int`, *optional*): Tokens that a prompt may have from then on; by default as many as it was.
         rope_scaling (`str`): `"linear"` (the released long-video model) or `"yarn"`.
 
     Raises:
-        ValueError: if that is shorter than what the model was trained for, it has no single rotary embedding, or its
-            is scaled in another way.
+        ValueError: if there is no such scaling, that is shorter than what the model was trained for, it has no single
+            rotary embedding, or its is scaled in another way.
     """
+    if rope_scaling not in ROPE_SCALINGS:
+        raise ValueError(f"`rope_scaling` must be one of {', '.join(ROPE_SCALINGS)}, got {rope_scaling!r}.")
     trained = trained_length(text_config)
-    if context_length == trained:
+    if context_length in (None, trained):
         return
     if trained is not None and context_length < trained:
         raise ValueError(

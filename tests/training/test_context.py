@@ -82,6 +82,23 @@ def test_an_adapter_cannot_have_another(data, stages, tmp_path, name):
         train(["--config", recipe(tmp_path, data, 3, **changes)])
 
 
+def test_yarn(data, tmp_path):
+    """Which leaves the fastest wave as it is, and slows the slowest down."""
+    trainer = train(["--config", recipe(tmp_path, data, 3, **LONG, rope_scaling="yarn")])
+    plain = AutoModelForImageTextToText.from_pretrained(UNTRAINED).model.language_model.rotary_emb.inv_freq
+    stretched = trainer.model.model.language_model.rotary_emb.inv_freq
+    assert stretched[0] == plain[0]
+    assert (stretched[-1] * 16).isclose(plain[-1])
+    saved = AutoConfig.from_pretrained(tmp_path / "run")
+    assert saved.context_length == 65536
+    assert rope(saved) == {"rope_type": "yarn", "factor": 16.0}
+
+
+def test_another_scaling(data, tmp_path):
+    with pytest.raises(ValueError, match=r"`rope_scaling` must be one of linear, yarn, got 'ntk'"):
+        train(["--config", recipe(tmp_path, data, 3, rope_scaling="ntk")])
+
+
 def test_a_shorter_one(data, tmp_path):
     with pytest.raises(ValueError, match=r"`context_length=2048` is less than the 4096 tokens"):
         train(["--config", recipe(tmp_path, data, 3, context_length=2048)])

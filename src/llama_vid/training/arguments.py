@@ -31,8 +31,11 @@ class LlamaVidScriptArguments:
             Train the matrices of linear layers by Muon ([`torch.optim.Muon`]), which small models learn faster by than
             by AdamW; the rest by AdamW. For DDP or one process.
         context_length (`int`, *optional*):
-            Tokens that a prompt may have from then on: the language model's rotary embedding is scaled linearly, and
-            the checkpoint is saved so. An adapter, which stores no configuration, needs a base that has it already.
+            Tokens that a prompt may have from then on: the language model's rotary embedding is scaled, and the
+            checkpoint is saved so. An adapter, which stores no configuration, needs a base that has it already.
+        rope_scaling (`str`, *optional*, defaults to `"linear"`):
+            How it is scaled: `"linear"`, as in the paper, or `"yarn"`, which leaves what tells near tokens apart as it
+            was.
         chat_template (`str`, *optional*): A template or the name of one of ours, instead of the processor's.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `raise` or `skip`, see [`LlamaVidDataCollator`].
         max_skipped_share (`float`, *optional*, defaults to 0.05): The share of skipped samples that ends the training.
@@ -59,6 +62,7 @@ class LlamaVidScriptArguments:
     )
     use_muon: bool = field(default=False, metadata={"help": "Muon for the matrices, AdamW for the rest."})
     context_length: int | None = field(default=None, metadata={"help": "Stretch the context to so many tokens."})
+    rope_scaling: str = field(default="linear", metadata={"help": "How it is stretched: linear or yarn."})
     chat_template: str | None = field(default=None, metadata={"help": "Instead of the processor's."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise or skip."})
     max_skipped_share: float = field(default=0.05, metadata={"help": "More skipped samples end the training."})

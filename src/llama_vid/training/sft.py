@@ -195,8 +195,7 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
 def load_config(script_args: LlamaVidScriptArguments, model_args: ModelConfig, options: dict) -> PreTrainedConfig:
     """The model's configuration, with its context stretched. Raises ValueError if it cannot be, or cannot be kept."""
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, **options)
-    if script_args.context_length is not None:
-        stretch_context(config.text_config, script_args.context_length, "linear")
+    stretch_context(config.text_config, script_args.context_length, script_args.rope_scaling)
     if model_args.use_peft:
         base, revision = whole_base(model_args.model_name_or_path, model_args.model_revision)
         stored = AutoConfig.from_pretrained(base, **{**options, "revision": revision}).context_length
