@@ -28,7 +28,7 @@ from llama_vid.whole_files import write_text
 TESTS = {
     "test": ("short clips, 8 to 64 frames", 25),
     "test_said": ("subtitles, 8 to 64 frames", 25),
-    "test_films": ("one event in 3,600 frames", 2),
+    "test_films": ("one event in 3,600 frames", 1),
 }
 
 
