@@ -140,17 +140,16 @@ def test_subtitles_make_it_a_film(clip, tmp_path):
     assert ask(clip, "Who speaks?", subtitles=path, max_new_tokens=4).text == answer.text
 
 
-def test_prompts_beyond_what_the_model_was_trained_for(opened, caplog):
-    opened.reset()
+def test_prompts_beyond_what_the_model_was_trained_for(clip, caplog):
+    session = LlamaVidSession.from_pretrained(UNTRAINED).open(clip)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        opened.ask("What is moving?", max_new_tokens=2)
+        session.ask("What is moving?", max_new_tokens=2)
         assert "was trained for" not in caplog.text
-        opened.model.config.text_config.max_position_embeddings = 50
-        answer = opened.ask("And now?", max_new_tokens=2)
+        session.model.config.text_config.max_position_embeddings = 50
+        answer = session.ask("And now?", max_new_tokens=2)
     finally:
-        opened.model.config.text_config.max_position_embeddings = 4096
         logger.removeHandler(caplog.handler)
     assert (
         f"The prompt has {answer.prompt_length} tokens and the answer may have 2, together more than the 50"
