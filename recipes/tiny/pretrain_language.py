@@ -155,7 +155,7 @@ def main() -> None:
             intermediate_size=3 * width,
             num_hidden_layers=arguments.layers,
             num_attention_heads=4,
-            max_position_embeddings=512,  # stage 3 stretches it
+            max_position_embeddings=512,  # stage2.yaml stretches it
             rms_norm_eps=1e-5,
             initializer_range=width**-0.5,
             rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # wavelengths that prompts of it have
