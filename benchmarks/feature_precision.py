@@ -113,9 +113,9 @@ def main(checkpoint: str, seconds: int, tokens: int, device: str) -> str:
     if checkpoint == TINY_CHECKPOINT:
         lines += [
             "",
-            "Random weights show that each path works and how rounding passes through it, not what it does to answers: "
-            "trained encoders often have a few channels far larger than the others, which costs int8 precision, "
-            f"and {side} x {side} patches are few to pool. Measure a trained checkpoint with `--model` to know.",
+            "The checkpoint is small and knows a small world: large encoders often have a few channels far larger than "
+            f"the others, which costs int8 precision, and {side} x {side} patches are few to pool. Measure yours with "
+            "`--model`.",
         ]
     return "\n".join(lines)
 

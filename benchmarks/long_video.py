@@ -123,7 +123,8 @@ def tables(results: dict[str, dict], about: str) -> str:
     parts = ["waiting for frames", "encoder", "tokens", "prefill", "generation", "first", "second"]
     lines = [
         f"{about}, one frame a second, {TOKENS} tokens of answer. *Waiting for frames* is decoding that does not run "
-        "beside the encoder; *tokens* is text decoder, context attention and projector.",
+        "beside the encoder; *tokens* is text decoder, context attention and projector. The models are tiny: what is "
+        "shown is what stands around a large model's own time.",
         "",
         "| video | frames | prompt | " + " | ".join(f"{part}, s" for part in parts) + " | second / first |",
         "|---|---|---" + "|---" * len(parts) + "|---|",
