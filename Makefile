@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
-PARALLEL := --numprocesses 2 --dist loadscope  # a file's fixtures are made once
+# A file's fixtures are made once, and the longest files are first, as tests/conftest.py says.
+PARALLEL := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test lint

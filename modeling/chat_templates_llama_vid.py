@@ -86,6 +86,25 @@ _LLAMA3 = (
 CHAT_TEMPLATES = {"vicuna_v1": _VICUNA_V1, "plain": _PLAIN, "chatml": _CHATML, "llama3": _LLAMA3}
 
 
+def find_chat_template(template: str | None) -> str | None:
+    """
+    A Jinja template as it is, or one of ours by its name.
+
+    Args:
+        template (`str`, *optional*): The template, or one of `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if template is None or "{" in template:
+        return template
+    if template not in CHAT_TEMPLATES:
+        raise ValueError(
+            f"`chat_template={template!r}` is neither a Jinja template nor one of {', '.join(CHAT_TEMPLATES)}."
+        )
+    return CHAT_TEMPLATES[template]
+
+
 def wrap_chat_template(template: str) -> str:
     """
     Let a language model's own template, which knows strings only, take messages with images and videos.

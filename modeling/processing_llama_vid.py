@@ -17,7 +17,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import logging
 from transformers.video_utils import is_valid_video_frame
 
-from .chat_templates_llama_vid import CHAT_TEMPLATES, find_user_turn_markers
+from .chat_templates_llama_vid import find_chat_template, find_user_turn_markers
 from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
 from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, without_control_tokens
 from .video_features_llama_vid import VideoFeatures, pixel_settings
@@ -126,7 +126,7 @@ class LlamaVidProcessor(ProcessorMixin):
             tokenizer,
             video_processor,
             qformer_tokenizer,
-            chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
+            chat_template=find_chat_template(chat_template),
         )
         if self.chat_template is not None:
             # Stored ones may belong to another template than the one that is given now.
@@ -275,7 +275,7 @@ class LlamaVidProcessor(ProcessorMixin):
             kwargs, processor_kwargs = {**processor_kwargs, **kwargs}, None
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
-            chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
+            chat_template=find_chat_template(chat_template),
             processor_kwargs=processor_kwargs,
             **kwargs,
         )

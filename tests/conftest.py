@@ -10,6 +10,14 @@ from llama_vid.modeling import LlamaVidForConditionalGeneration
 
 FLOOR = "LLAMA_VID_FLOOR"
 
+# Files that take a minute or more, most of it in processes of their own. With them first, two workers end together.
+LONG = ("test_hub", "test_hub_callback", "test_hub_documents", "test_hub_faults", "test_distributed", "test_features")
+LONG += ("test_remote_code", "test_cli", "test_video_exactness", "test_checkpoints", "test_trl")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="module", params=["installed", "floor"])
 def version(request) -> str:

@@ -1,6 +1,7 @@
 """Building a processor for a model, making a model of parts, and the embedded checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     BertModel,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -41,7 +43,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from llama_vid.cli import app
-from llama_vid.composition import build_processor
+from llama_vid.composition import build_processor, create_model
 from llama_vid.data.clips import make_demo_clip
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
 from llama_vid.session import TINY_CHECKPOINT, LlamaVidSession
@@ -115,6 +117,15 @@ def test_a_qformer_alone_gets_new_queries(parts, create):
     report, model = create(qformer="qformer")
     same(model.model.qformer, InstructBlipQFormerModel.from_pretrained(parts / "qformer"))
     assert report.modules["model.query_tokens"] == "drawn with seed 0"
+
+
+def test_the_tokenizer_beside_a_qformer_is_its_own(parts, tmp_path):
+    folder = shutil.copytree(parts / "qformer", tmp_path / "qformer")
+    own = AutoTokenizer.from_pretrained(parts / "bert_tokenizer")
+    own.save_pretrained(folder)
+    options = {"vision_tower": parts / "clip_vision", "language_model": parts / "llama", "qformer": folder}
+    create_model(tmp_path / "output", **options)
+    assert AutoProcessor.from_pretrained(tmp_path / "output").qformer_tokenizer.get_vocab() == own.get_vocab()
 
 
 def test_a_qformer_of_another_width_gets_a_projection(tmp_path, create):

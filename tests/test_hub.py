@@ -25,11 +25,17 @@ TINY = "someone/llama-vid-tiny"
 # Of earlier commits, what publishing leaves as it is.
 KEPT = ["notes/more.safetensors", "handler.py", "picture.png"]
 
-# Publishes several folders in one process: keyword arguments of `publish` as JSON, and what came of it back.
+# Publishes several folders in one process: keyword arguments of `publish` as JSON, and what came of it back. Those
+# that a test here loads by their names later are `unasked`.
 PUBLISH = """
 import json, sys
+import llama_vid.hub
 from llama_vid import publish
-done = [publish(**arguments) for arguments in json.loads(sys.argv[1])]
+ask = llama_vid.hub.ask_as_a_stranger
+done = []
+for arguments in json.loads(sys.argv[1]):
+    llama_vid.hub.ask_as_a_stranger = (lambda *_: "") if arguments.pop("unasked", False) else ask
+    done.append(publish(**arguments))
 print(json.dumps([[publication.url, publication.is_new, str(publication)] for publication in done]))
 """
 
@@ -109,11 +115,11 @@ def published(hub, work) -> list:
     return publish(
         hub,
         {"folder": folder["tiny"], "repo_id": TINY, "license": "apache-2.0"},
-        {"folder": folder["tiny"], "repo_id": TINY, "license": "apache-2.0"},
+        {"folder": folder["tiny"], "repo_id": TINY, "license": "apache-2.0", "unasked": True},
         {"folder": folder["adapter"], "repo_id": "someone/adapter"},
-        {"folder": folder["adapter"], "repo_id": "someone/merged", "merge": True},
-        {"folder": folder["modules"], "repo_id": "someone/completed", "private": True},
-        {"folder": folder["changed"], "repo_id": TINY},
+        {"folder": folder["adapter"], "repo_id": "someone/merged", "merge": True, "unasked": True},
+        {"folder": folder["modules"], "repo_id": "someone/completed", "private": True, "unasked": True},
+        {"folder": folder["changed"], "repo_id": TINY, "unasked": True},
     )
 
 
@@ -228,7 +234,8 @@ def test_branches_and_pull_requests_and_cards_of_ones_own(hub, work, version, tm
     (folder / "README.md").write_text("# Mine\n")
     repo_id = f"someone/branches-{'floor' if version else 'installed'}"
     common = {"folder": str(folder), "repo_id": repo_id, "private": True}
-    branch, request = publish(hub, {**common, "revision": "trial"}, {**common, "create_pr": True}, version=version)
+    request = {**common, "create_pr": True, "unasked": True}
+    branch, request = publish(hub, {**common, "revision": "trial"}, request, version=version)
     repo = hub.repos[repo_id]
     assert repo.private
     assert set(repo.files()) == {".gitattributes"}

@@ -18,17 +18,26 @@ pytest_plugins = ["local_hub"]
 BASE = "someone/base"
 TINY_RECIPES = Path(__file__).parents[1] / "recipes" / "tiny"
 
-# Publishes a base, trains recipes, one after another in one process, and publishes each result by hand beside.
+# Publishes a base, trains recipes, one after another in one process, and publishes each result by hand beside. Where a
+# result is the same file by file as another's, or of its kind, it is not asked a question again.
 TRAIN = """
 import json, sys
+import llama_vid.hub
 from llama_vid import publish
 from llama_vid.training.sft import train
 base, folder, jobs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+ask, unasked = llama_vid.hub.ask_as_a_stranger, lambda *_: ""
+llama_vid.hub.ask_as_a_stranger = unasked
 publish(folder, base)
-for recipe, output, twin in jobs:
+for recipe, output, twin, is_asked in jobs:
+    llama_vid.hub.ask_as_a_stranger = ask if is_asked else unasked
     train(["--config", recipe])
+    llama_vid.hub.ask_as_a_stranger = unasked
     publish(output, twin)
 """
+
+# A whole model, trained modules and an adapter.
+ASKED = ("stage-1", "stage-1-trained", "stage-2-lora")
 
 # Name and what differs from the tiny model's recipe of the stage.
 RUNS = {
@@ -76,7 +85,7 @@ def runs(hub, tmp_path_factory) -> Path:
             **changes,
         }
         (work / f"{name}.yaml").write_text(yaml.safe_dump(settings))
-        jobs.append([str(work / f"{name}.yaml"), settings["output_dir"], f"someone/{name}-twin"])
+        jobs.append([str(work / f"{name}.yaml"), settings["output_dir"], f"someone/{name}-twin", name in ASKED])
     folder = work / "base"
     folder.mkdir()
     for path in Path(TINY_CHECKPOINT).rglob("*"):

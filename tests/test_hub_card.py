@@ -203,7 +203,9 @@ def test_an_adapter(folder):
     ("content", "message"),
     [
         ({"accuracy": 0.9}, "must be a list of objects with dataset, metric, name, source, value"),
+        (EVALUATION, "must be a list of objects"),
         ([{**EVALUATION, "extra": 1}], "must be a list of objects"),
+        ([{**EVALUATION, "source": 7}], "name, dataset, metric and source are texts"),
         ([{**EVALUATION, "value": "0.9"}], "value, baseline and samples are numbers"),
     ],
 )

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from local_hub import UNASKED
 from small_videos import pictures
 
 from llama_vid.data.clips import write_clip
@@ -54,7 +55,7 @@ def work(hub, tmp_path_factory) -> Path:
     """A folder with everything that the documents speak of; the model is on the Hub, an adapter for it too."""
     work = tmp_path_factory.mktemp("documents")
     folder = shutil.copytree(TINY_CHECKPOINT, work / "path" / "to" / "checkpoint")
-    result = hub.llama_vid("publish", folder, MODEL)
+    result = hub.llama_vid("publish", folder, MODEL, before=UNASKED)
     assert result.returncode == 0, result.stderr
     write_clip(work / "clip.mp4", pictures(16), fps=4)
     write_clip(work / "film.mkv", pictures(24), fps=4)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from local_hub import UNASKED
 from safetensors.torch import load_file, save_file
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
@@ -14,11 +15,13 @@ from llama_vid.session import TINY_CHECKPOINT
 pytest_plugins = ["local_hub"]
 
 # The command line, many times in one process: arguments as JSON, exit codes and what was printed back. `--full` is no
-# option: the disk is full when a card is to be written.
+# option: the disk is full when a card is to be written. Neither is `--unasked`.
 COMMANDS = """
 import contextlib, errno, io, json, pathlib, sys
+import llama_vid.hub
 from llama_vid.cli import main
 
+ask = llama_vid.hub.ask_as_a_stranger
 write_text = pathlib.Path.write_text
 def no_space(path, text, **options):
     if path.suffix == ".md":  # under whatever name it is written first
@@ -29,7 +32,8 @@ def no_space(path, text, **options):
 results = []
 for arguments in json.loads(sys.argv[1]):
     pathlib.Path.write_text = no_space if "--full" in arguments else write_text
-    sys.argv[1:] = ["publish", *(argument for argument in arguments if argument != "--full")]
+    llama_vid.hub.ask_as_a_stranger = (lambda *_: "") if "--unasked" in arguments else ask
+    sys.argv[1:] = ["publish", *(argument for argument in arguments if argument not in ("--full", "--unasked"))]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
@@ -102,8 +106,16 @@ FAULTS = {
     ),
     "a full disk": (spoil_nothing, ["--full"], "The card cannot be written to"),
     "no adapter": (spoil_nothing, ["--merge"], "`merge` is for adapters"),
-    "a wrong token": (spoil_nothing, ["--token", "hf_" + "q" * 34], "The Hub does not know this token (401)"),
-    "no permission": (spoil_nothing, ["--token", "reader"], "This token may not write to someone/fault (403)"),
+    "a wrong token": (
+        spoil_nothing,
+        ["--unasked", "--token", "hf_" + "q" * 34],
+        "The Hub does not know this token (401)",
+    ),
+    "no permission": (
+        spoil_nothing,
+        ["--unasked", "--token", "reader"],
+        "This token may not write to someone/fault (403)",
+    ),
 }
 
 
@@ -119,8 +131,8 @@ def outcomes(hub, tmp_path_factory) -> dict[str, tuple[int, str]]:
         commands.append([str(folder), "someone/fault", *options])
     hub.create("someone/data", type="dataset")
     commands += [
-        [commands[-1][0], "someone/data"],
-        [commands[-1][0], "stranger/fault"],
+        [commands[-1][0], "someone/data", "--unasked"],
+        [commands[-1][0], "stranger/fault", "--unasked"],
         [commands[-1][0], "fault"],
         [commands[-1][0] + "-missing", "someone/fault"],
     ]
@@ -172,7 +184,7 @@ def test_without_a_token(hub):
 
 
 def test_an_interrupted_upload_goes_on_where_it_was(hub, tmp_path):
-    """The client itself tries again for some 20 seconds before it gives up."""
+    """The client itself tries again before it gives up, at last after 8 seconds, which are skipped here."""
     folder = shutil.copytree(TINY_CHECKPOINT, tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
     model = LlamaVidForConditionalGeneration.from_pretrained(TINY_CHECKPOINT)
     model.save_pretrained(folder, max_shard_size=model.num_parameters() * 4 // 2)
@@ -181,7 +193,8 @@ def test_an_interrupted_upload_goes_on_where_it_was(hub, tmp_path):
 
     before = len(hub.uploads)
     hub.uploads_before_cut = 1
-    result = hub.llama_vid("publish", folder, "someone/interrupted")
+    in_no_time = UNASKED + "import time; time.sleep = lambda seconds: None\n"
+    result = hub.llama_vid("publish", folder, "someone/interrupted", before=in_no_time)
     assert result.returncode == 1
     assert "The connection to the Hub failed" in result.stderr
     assert "before a commit to someone/interrupted was confirmed. Publish again" in result.stderr
@@ -191,7 +204,7 @@ def test_an_interrupted_upload_goes_on_where_it_was(hub, tmp_path):
     assert len(hub.uploads) == before + 1
 
     hub.uploads_before_cut = math.inf
-    result = hub.llama_vid("publish", folder, "someone/interrupted")
+    result = hub.llama_vid("publish", folder, "someone/interrupted", before=UNASKED)
     assert result.returncode == 0, result.stderr
     assert len(repo.commits) == 2
     weights = {name for name in repo.files() if name.endswith(".safetensors")}

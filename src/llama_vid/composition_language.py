@@ -17,8 +17,8 @@ from transformers import (
 
 from .composition_parts import Tensors, load_config
 from .conversion_keys import check_names
-from .conversion_tokenizers import load_tokenizer
-from .modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
+from .conversion_tokenizers import like_sentencepiece
+from .modeling.chat_templates_llama_vid import find_chat_template, wrap_chat_template
 from .modeling.configuration_llama_vid import LlamaVidConfig
 from .modeling.processing_llama_vid import LlamaVidProcessor
 
@@ -102,10 +102,7 @@ def load_language_tokenizer(
     Raises:
         ValueError: if there is no such template.
     """
-    if chat_template is not None and chat_template not in CHAT_TEMPLATES and "{" not in chat_template:
-        raise ValueError(
-            f"`chat_template={chat_template!r}` is neither a Jinja template nor one of {', '.join(CHAT_TEMPLATES)}."
-        )
+    find_chat_template(chat_template)  # or it says that there is none
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=trust_remote_code)
     length = tokenizer.model_max_length if length is None else length
     if chat_template is None:
@@ -113,7 +110,7 @@ def load_language_tokenizer(
         chat_template = "vicuna_v1" if own is None else wrap_chat_template(own)
     if chat_template in ("vicuna_v1", "plain"):
         # The released checkpoints' formats go with their tokenization: what follows a placeholder is a text of its own.
-        tokenizer, _ = load_tokenizer(source, [], length)
+        tokenizer = like_sentencepiece(tokenizer)
     tokenizer.model_max_length = length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -180,15 +177,20 @@ def make_generation_config(model: PreTrainedModel, processor: LlamaVidProcessor)
     if settings.get("do_sample"):
         names += ["do_sample", "temperature", "top_k", "top_p"]
     values = {name: settings[name] for name in names if settings.get(name) is not None}
-    ends = values.get("eos_token_id", processor.tokenizer.eos_token_id)
-    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
-    end, notes = _answer_end(processor), []
-    if end is None:
+    ends, notes = answer_ends(values.get("eos_token_id", processor.tokenizer.eos_token_id), processor), []
+    if _answer_end(processor) is None:
         notes.append("no special token ends an answer in the chat template: generation does not know where to stop")
-    elif end not in ends:
-        ends.append(end)
-    values["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    values["eos_token_id"] = ends
     return GenerationConfig(pad_token_id=processor.tokenizer.pad_token_id, **values), notes
+
+
+def answer_ends(known: int | list[int] | None, processor: LlamaVidProcessor) -> int | list[int] | None:
+    """The ids that end a generation: the known ones, and the one behind an answer in the processor's chat template."""
+    ends = known if isinstance(known, list) else [known] if known is not None else []
+    end = _answer_end(processor)
+    if end is not None and end not in ends:
+        ends = [*ends, end]
+    return ends[0] if len(ends) == 1 else ends or None
 
 
 def _answer_end(processor: LlamaVidProcessor) -> int | None:

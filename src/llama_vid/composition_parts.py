@@ -189,7 +189,8 @@ def _open_decoder_model(source: str, found: PreTrainedConfig, as_type: str | Non
             tokenizer=folder if folder.is_dir() else None,
         )
     if found.model_type == QFORMER:
-        return Part(source, describe(found), read=partial(_read_qformer, source))
+        tokenizer = source if (Path(source) / "tokenizer_config.json").is_file() else None
+        return Part(source, describe(found), read=partial(_read_qformer, source), tokenizer=tokenizer)
     if found.model_type != "bert":
         raise ValueError(
             f"`qformer`: `{source}` is a {found.model_type}: pass an InstructBLIP, a Q-Former of one, a BERT, LAVIS' "

@@ -42,20 +42,20 @@ def load_tokenizer(
     if only_sentencepiece and not (find_spec("sentencepiece") and find_spec("google") and find_spec("google.protobuf")):
         raise ImportError(f"`{tokenizer}` is a SentencePiece tokenizer: pip install sentencepiece protobuf.")
     # Left is the side that generation needs in batches.
-    loaded = _like_sentencepiece(AutoTokenizer.from_pretrained(tokenizer, padding_side="left", model_max_length=length))
+    loaded = like_sentencepiece(AutoTokenizer.from_pretrained(tokenizer, padding_side="left", model_max_length=length))
     if loaded.pad_token is None:
         loaded.pad_token = loaded.unk_token or loaded.eos_token
     return loaded, None
 
 
-def _like_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def like_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """
     Llama's SentencePiece model writes a space before every text, and the original tokenizes what follows a placeholder
     or `</s>` as a text of its own. transformers does so or not depending on class, version and a `legacy` flag that it
     does not always save; a plain fast tokenizer that says it in its own steps is read back the same everywhere.
     """
-    backend = tokenizer.backend_tokenizer
-    if "▁" not in f"{backend.normalizer}{backend.pre_tokenizer}":
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
+    if backend is None or "▁" not in f"{backend.normalizer}{backend.pre_tokenizer}":
         return tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None

@@ -138,12 +138,16 @@ def read_evaluation(path: Path | None) -> list[dict[str, Any]]:
         return []
     rows = _read(path)
     needed = {"name", "dataset", "metric", "value", "source"}
-    for row in rows if isinstance(rows, list) else [rows]:
+    keys = ", ".join(sorted(needed))
+    if not isinstance(rows, list):
+        raise ValueError(f"`{path.name}` must be a list of objects with {keys} (and baseline, samples), got {rows!r}.")
+    for row in rows:
         if not isinstance(row, dict) or not needed <= set(row) <= needed | {"baseline", "samples"}:
-            keys = ", ".join(sorted(needed))
             raise ValueError(
                 f"`{path.name}` must be a list of objects with {keys} (and baseline, samples), got {row!r}."
             )
+        if not all(isinstance(row[key], str) for key in needed - {"value"}):
+            raise ValueError(f"`{path.name}`: name, dataset, metric and source are texts, got {row!r}.")
         numbers = [row[key] for key in ("value", "baseline", "samples") if row.get(key) is not None]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(f"`{path.name}`: value, baseline and samples are numbers, got {row!r}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import llama_vid.modeling
 
@@ -22,7 +22,7 @@ TEXT_NAMES = {"LICENSE", "NOTICE"}
 # model, and some of it would give away more than that: training_args.bin holds the Hub token.
 LEFT_OUT = (
     *("training_args.bin", "trainer_state.json", "optimizer*", "scheduler.*", "scaler.pt", "rng_state*.pth"),
-    *("checkpoint-*", "runs", "global_step*", "pytorch_model_fsdp_*", "latest", "zero_to_fp32.py"),
+    *("checkpoint-*", "runs", "global_step*", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
     *(".git", ".gitattributes", ".cache"),
 )
 
@@ -122,8 +122,12 @@ def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
     found = []
     for name, path in files.items():
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as tensors:
-                found += find_private(name, json.dumps(tensors.metadata() or {}), token)
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    metadata = tensors.metadata() or {}
+            except SafetensorError as error:
+                raise ValueError(f"{name} is no readable safetensors file ({error}): copy or save it again.") from error
+            found += find_private(name, json.dumps(metadata), token)
         elif path.suffix in TEXTS or path.name in TEXT_NAMES:
             try:
                 text = path.read_text(encoding="utf-8")

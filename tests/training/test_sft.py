@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_checkpoint import UNTRAINED
 from small_recipes import llava, recipe, turns, weights
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.session import ask
 from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
@@ -116,6 +118,29 @@ def test_samples_of_a_length_together(data, tmp_path, strategy):
     assert max(sizes) == (3 if strategy == "batch_rebalance" else 2)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_is_saved_speaks_as_it_was_taught(data, tmp_path, stage):
+    """Stage 1 has no chats: the processor keeps its template for those that follow."""
+    before = AutoProcessor.from_pretrained(UNTRAINED)
+    trainer = train(["--config", recipe(tmp_path, data, stage, chat_template="chatml", max_steps=1)])
+    saved = AutoProcessor.from_pretrained(tmp_path / "run")
+    chat = [{"role": "user", "content": "Who?"}]
+    rendered = saved.apply_chat_template(chat)
+    assert rendered == before.apply_chat_template(chat, chat_template="chatml" if stage == 2 else None)
+    assert trainer.data_collator.chat_template == CHAT_TEMPLATES["chatml"]
+    assert (saved.user_turn_markers == before.user_turn_markers) == (stage == 1)
+
+
+def test_the_end_of_an_answer_goes_with_the_template(data, tmp_path):
+    base = shutil.copytree(UNTRAINED, tmp_path / "base")
+    tokenizer = AutoProcessor.from_pretrained(base).tokenizer
+    template = CHAT_TEMPLATES["chatml"].replace("<|im_end|>", tokenizer.bos_token)  # a special token, and not the EOS
+    changes = {"chat_template": template, "model_name_or_path": str(base), "max_steps": 1}
+    train(["--config", recipe(tmp_path, data, 2, **changes)])
+    before, after = (GenerationConfig.from_pretrained(folder) for folder in (base, tmp_path / "run"))
+    assert after.eos_token_id == [before.eos_token_id, tokenizer.bos_token_id]
+
+
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
     trainer = train(["--config", recipe(tmp_path, data, 2)])
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
@@ -139,6 +164,13 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
         ({"eval_answers": 5}, "`eval_answers` is 5, but there are no evaluations: set `eval_datasets`"),
         ({"save_only_trained": True, "use_peft": True}, "an adapter holds nothing else than what was trained"),
         ({"resume_from_checkpoint": "checkpoint-7"}, "is checkpoint-7, which is no complete checkpoint"),
+        ({"eval_datasets": [{"path": "a.json"}]}, "`eval_datasets` is set, but there are no evaluations: set `eval_st"),
+        ({"chat_template": "vicuna"}, "`chat_template='vicuna'` is neither a Jinja template nor one of vicuna_v1"),
+        ({"chat_template_path": "a.jinja"}, "`chat_template_path` is 'a.jinja', which does not work here: use `chat_t"),
+        ({"packing": True}, "`packing` is True, which does not work here: samples with visuals stay whole"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss` is True, which does not work here: the loss is so in"),
+        ({"completion_only_loss": False}, "`completion_only_loss` is False, which does not work here: the loss is on"),
+        ({"use_peft": True, "lora_modules_to_save": ["lm_head"]}, "follows from `train_modules`: name it there"),
     ],
 )
 def test_bad_recipes(data, tmp_path, changes, message):

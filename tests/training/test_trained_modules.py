@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoint import UNTRAINED
+from small_models import small_model
 from small_recipes import assert_equal_weights, recipe, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -16,9 +17,11 @@ from llama_vid.training.stages import choose_modules
 from llama_vid.training.trained_modules import (
     TrainedModules,
     load_trained_modules,
+    modules_over_base,
     put_trained_modules,
     read_trained_modules,
     save_trained_modules,
+    trained_over,
 )
 
 BASE = "models/of/old"  # with more than one slash it cannot be on the Hub
@@ -128,6 +131,34 @@ def test_whole_models_and_trained_modules_do_not_share_a_folder(data, tmp_path):
     (tmp_path / "run" / "trained_modules.json").rename(tmp_path / "run" / "model.safetensors")
     with pytest.raises(ValueError, match="holds a whole model, and would hold trained modules beside it"):
         train(["--config", path, "--save_only_trained", "true"])
+
+
+def test_modules_do_not_stand_on_themselves(data, stages, tmp_path):
+    folder = shutil.copytree(stages / "alone" / "run", tmp_path / "run")
+    changes = {"model_name_or_path": str(folder), "save_only_trained": True}
+    with pytest.raises(ValueError, match="is what is trained on, and would hold modules that stand on themselves"):
+        train(["--config", recipe(tmp_path, data, 1, **changes)])
+    save_trained_modules(small_model(), folder, TrainedModules(["query_tokens"], str(folder)))
+    for look in (load_trained_modules, modules_over_base, trained_over):
+        with pytest.raises(ValueError, match="stands on itself: correct `base_model_name_or_path`"):
+            look(folder)
+
+
+def test_damaged_weights(stages, tmp_path):
+    folder = shutil.copytree(stages / "alone" / "run", tmp_path / "run")
+    (folder / "trained_modules.safetensors").write_bytes(b"cut off")
+    with pytest.raises(
+        ValueError, match=r"trained_modules\.safetensors is no readable safetensors file .*copy or train"
+    ):
+        put_trained_modules(small_model(), folder)
+
+
+def test_weights_that_were_not_gathered(data, tmp_path):
+    """ZeRO-3 without `stage3_gather_16bit_weights_on_model_save` has an empty state."""
+    trainer = train(["--config", recipe(tmp_path, data, 1, save_only_trained=True, max_steps=1)])
+    with pytest.raises(ValueError, match="ZeRO-3 did not gather the weights: set stage3_gather_16bit"):
+        trainer._save(str(tmp_path / "other"), state_dict={})
+    assert not (tmp_path / "other" / "trained_modules.safetensors").exists()
 
 
 def test_what_is_stored_in_half_precision_stays_so(stages, tmp_path):

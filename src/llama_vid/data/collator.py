@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llama_vid.data.records import to_messages
 from llama_vid.modeling import LlamaVidProcessor
-from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
+from llama_vid.modeling.chat_templates_llama_vid import find_chat_template
 from llama_vid.modeling.messages_llama_vid import normalize_messages
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class LlamaVidDataCollator:
 
     Raises:
         BadSampleError: from a call, for a bad sample, or too many of them.
-        ValueError: `on_bad_sample` is neither, or the template does not tell the assistant's words apart.
+        ValueError: `on_bad_sample` is neither, there is no such template, or it does not tell the assistant's words
+            apart.
     """
 
     processor: LlamaVidProcessor
@@ -72,7 +73,7 @@ class LlamaVidDataCollator:
         template = self.chat_template or self.processor.chat_template
         if template is None:
             raise ValueError("The processor has no chat template: pass `chat_template`, such as 'vicuna_v1'.")
-        self.chat_template = CHAT_TEMPLATES.get(template, template)
+        self.chat_template = find_chat_template(template)
         # Shared with the processes that load data.
         self._counts = torch.zeros(2, dtype=torch.long).share_memory_()  # seen, skipped
 

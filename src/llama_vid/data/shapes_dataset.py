@@ -155,7 +155,7 @@ def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], 
         return
     # Not forked: torch, which the package imports, may have threads by then.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(job, range(count), chunksize=8)
+        yield from pool.map(job, range(count))
 
 
 def _make_video(folder: Path, settings: dict, index: int) -> tuple[list[dict], ...]:

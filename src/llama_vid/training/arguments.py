@@ -8,7 +8,7 @@ import torch
 from packaging.version import Version
 
 from llama_vid.data.mixture import DatasetConfig
-from llama_vid.training.trained_modules import DESCRIPTION
+from llama_vid.training.trained_modules import DESCRIPTION, is_among_bases
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -36,7 +36,9 @@ class LlamaVidScriptArguments:
         rope_scaling (`str`, *optional*, defaults to `"linear"`):
             How it is scaled: `"linear"`, as in the paper, or `"yarn"`, which leaves what tells near tokens apart as it
             was.
-        chat_template (`str`, *optional*): A template or the name of one of ours, instead of the processor's.
+        chat_template (`str`, *optional*):
+            A template or the name of one of ours, instead of the processor's. From stage 2 on it is saved with the
+            checkpoint; stage 1, which has no chats, leaves the processor's as it is.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `raise` or `skip`, see [`LlamaVidDataCollator`].
         max_skipped_share (`float`, *optional*, defaults to 0.05): The share of skipped samples that ends the training.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -86,9 +88,11 @@ def check_arguments(
     script_args: LlamaVidScriptArguments, training_args: "SFTConfig", model_args: "ModelConfig"
 ) -> None:
     """Before anything is loaded. Raises ValueError for arguments that contradict each other, or what is in a folder."""
-    evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     output = Path(training_args.output_dir)
-    if script_args.eval_answers and not evaluates:
+    check_collation(training_args)
+    if script_args.eval_datasets and training_args.eval_strategy == "no":
+        raise ValueError("`eval_datasets` is set, but there are no evaluations: set `eval_strategy` to steps or epoch.")
+    if script_args.eval_answers and not script_args.eval_datasets:
         raise ValueError(
             f"`eval_answers` is {script_args.eval_answers}, but there are no evaluations: set `eval_datasets`, and "
             "`eval_strategy` to steps or epoch."
@@ -113,6 +117,28 @@ def check_arguments(
             f"{output} holds a whole model, and would hold trained modules beside it: choose another `output_dir`, or "
             "set `save_only_trained` to false."
         )
+    elif is_among_bases(output, model_args.model_name_or_path):
+        raise ValueError(
+            f"{output} is what is trained on, and would hold modules that stand on themselves: choose another "
+            "`output_dir`, or set `save_only_trained` to false."
+        )
+
+
+def check_collation(training_args: "SFTConfig") -> None:
+    """Raises ValueError for what TRL would do to chats: [`LlamaVidDataCollator`] does it, in its own way."""
+    told = {
+        "chat_template_path": (training_args.chat_template_path, "use `chat_template`"),
+        "packing": (training_args.packing, "samples with visuals stay whole; leave it out"),
+        "padding_free": (training_args.padding_free, "leave it out"),
+        "assistant_only_loss": (training_args.assistant_only_loss, "the loss is so in any case; leave it out"),
+        "completion_only_loss": (
+            training_args.completion_only_loss is False,
+            "the loss is on the assistant's words only; leave it out",
+        ),
+    }
+    for name, (is_set, remedy) in told.items():
+        if is_set:
+            raise ValueError(f"`{name}` is {getattr(training_args, name)!r}, which does not work here: {remedy}.")
 
 
 def check_muon(training_args: "SFTConfig") -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -9,7 +10,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
-from llama_vid.composition_language import stretch_context
+from llama_vid.composition_language import answer_ends, stretch_context
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import check_lengths, load_mixture
 from llama_vid.hub_callback import HubCallback
@@ -119,9 +120,10 @@ def build_trainer(
         rates = (script_args.module_learning_rates, training_args.learning_rate, training_args.weight_decay)
         groups = parameter_groups(model, *rates, use_muon=script_args.use_muon)
         optimizer = (MuonWithAdamW if script_args.use_muon else cls, {**options, "params": groups})
-    evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     train_dataset = load_mixture(script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming)
-    eval_dataset = load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None
+    eval_dataset = (
+        load_mixture(script_args.eval_datasets, seed=training_args.seed) if script_args.eval_datasets else None
+    )
     if eval_dataset is not None and script_args.on_bad_sample == "skip":
         eval_dataset = without_bad_samples(eval_dataset, collator)
     if training_args.train_sampling_strategy in BY_LENGTH:
@@ -183,10 +185,14 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         config=config,
         dtype=dtype,
         attn_implementation=model_args.attn_implementation,
-        quantization_config=get_quantization_config(model_args),
+        quantization_config=get_quantization_config(replace(model_args, dtype=str(dtype).removeprefix("torch."))),
         **options,
     )
-    processor = AutoProcessor.from_pretrained(name, **options)
+    if script_args.chat_template is None or script_args.stage == 1:
+        processor = AutoProcessor.from_pretrained(name, **options)
+    else:  # what is saved speaks as it was taught
+        processor = AutoProcessor.from_pretrained(name, chat_template=script_args.chat_template, **options)
+        model.generation_config.eos_token_id = answer_ends(model.generation_config.eos_token_id, processor)
     if script_args.context_length is not None:
         processor.tokenizer.model_max_length = script_args.context_length
     return model, processor

@@ -109,6 +109,11 @@ def lora_config(
             f"`lora_target_modules` names {', '.join(unknown)}, but the language model's linear layers are "
             f"{', '.join(sorted(layers))}."
         )
+    if model_args.lora_modules_to_save:
+        raise ValueError(
+            f"`lora_modules_to_save` is {model_args.lora_modules_to_save}, but what trains whole beside the adapters "
+            "follows from `train_modules`: name it there."
+        )
     config = LlamaVidLoraConfig(**get_peft_config(model_args).to_dict())
     # With a task, PEFT loads the base as a model of text.
     config.task_type = None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -83,18 +83,41 @@ def read_trained_modules(folder: str | os.PathLike) -> TrainedModules | None:
         raise ValueError(f"{path} is not an object of {names} ({error}): copy or train it again.") from error
 
 
+def trained_over(name: str | os.PathLike) -> list[TrainedModules]:
+    """
+    What a folder of trained modules says, and then its base, and so on; nothing for every other checkpoint.
+
+    Raises:
+        ValueError: a folder that stands on itself.
+    """
+    found: list[TrainedModules] = []
+    while (trained := read_trained_modules(name)) is not None:
+        if trained in found:
+            raise ValueError(
+                f"{name} stands on itself: correct `base_model_name_or_path` in {Path(name) / DESCRIPTION}, or train "
+                "it again."
+            )
+        found.append(trained)
+        name = trained.base_model_name_or_path
+    return found
+
+
+def is_among_bases(folder: Path, name: str | None) -> bool:
+    """Whether a folder is the checkpoint of that name, or one of those that it stands on."""
+    names = [] if name is None else [name, *(trained.base_model_name_or_path for trained in trained_over(name))]
+    return any(Path(base).resolve() == folder.resolve() for base in names)
+
+
 def modules_over_base(folder: str | os.PathLike) -> set[str]:
     """The trained modules of a folder, and of those that it stands on; none for every other checkpoint."""
-    trained = read_trained_modules(folder)
-    return set() if trained is None else {*trained.modules, *modules_over_base(trained.base_model_name_or_path)}
+    return {module for trained in trained_over(folder) for module in trained.modules}
 
 
 def whole_base(name: str, revision: str | None) -> tuple[str, str | None]:
     """The last base under trained modules, which has no other, with its revision; of every other checkpoint, itself."""
-    trained = read_trained_modules(name)
-    if trained is None:
-        return name, revision
-    return whole_base(trained.base_model_name_or_path, trained.base_model_revision)
+    for trained in trained_over(name):
+        name, revision = trained.base_model_name_or_path, trained.base_model_revision
+    return name, revision
 
 
 def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForConditionalGeneration:
@@ -113,7 +136,7 @@ def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForCond
     Raises:
         ValueError: no base where it was, or modules that do not fit it.
     """
-    trained = read_trained_modules(folder)
+    trained = trained_over(folder)[0]
     base = trained.base_model_name_or_path
     if kwargs.get("config") is None:
         kwargs["config"] = AutoConfig.from_pretrained(folder)
@@ -141,11 +164,17 @@ def put_trained_modules(model: LlamaVidForConditionalGeneration, folder: str | o
     Put the trained modules of a folder over a model's.
 
     Raises:
-        ValueError: modules that are not the model's, by names or shapes of their tensors.
+        ValueError: no readable file, or modules that are not the model's, by names or shapes of their tensors.
     """
     trained = read_trained_modules(folder)
     expected = _of_modules(model, model.state_dict(keep_vars=True), trained.modules)
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+    try:
+        opened = safe_open(Path(folder) / WEIGHTS, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{Path(folder) / WEIGHTS} is no readable safetensors file ({error}): copy or train it again."
+        ) from error
+    with opened as file:
         names = set(file.keys())
         if wrong := sorted(names ^ expected.keys()):
             what = "has no" if wrong[0] in expected else "has the unknown"

@@ -80,6 +80,11 @@ class LlamaVidTrainer(SFTTrainer):
             return
         super()._save(output_dir, state_dict={})  # everything but the weights
         if self.args.should_save:
+            if state_dict is not None and not state_dict:
+                raise ValueError(
+                    "`save_only_trained` is true, and ZeRO-3 did not gather the weights: set "
+                    "stage3_gather_16bit_weights_on_model_save to true in DeepSpeed's configuration."
+                )
             model = self.accelerator.unwrap_model(self.model)
             save_trained_modules(model, output_dir, self.trained_modules, state_dict)
 
