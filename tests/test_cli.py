@@ -7,12 +7,24 @@ import pytest
 from PIL import Image
 from small_videos import pictures
 
+from llama_vid.cli import main
 from llama_vid.data.clips import make_demo_clip
 
 
-def llama_vid(*arguments: str) -> subprocess.CompletedProcess:
-    program = "import sys; from llama_vid.cli import main; sys.argv[0] = 'llama-vid'; main()"
-    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+@pytest.fixture
+def llama_vid(monkeypatch, capsys):
+    """Run the command line in this process."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["llama-vid", *arguments])
+        code = None
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code or 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +33,9 @@ def clip(tmp_path_factory) -> str:
 
 
 def test_ask_prints_answer_frames_cost_and_time(clip):
-    result = llama_vid("ask", clip, "What is moving?", "--max-new-tokens", "8")
+    program = [sys.executable, "-c", "from llama_vid.cli import main; main()"]
+    arguments = ["ask", clip, "What is moving?", "--max-new-tokens", "8"]
+    result = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.strip().splitlines()
     assert lines[0].strip()
@@ -30,7 +44,7 @@ def test_ask_prints_answer_frames_cost_and_time(clip):
     assert lines[-1].endswith(" s")
 
 
-def test_ask_about_a_part_of_a_folder_of_frames(tmp_path):
+def test_ask_about_a_part_of_a_folder_of_frames(llama_vid, tmp_path):
     for number, picture in enumerate(pictures(40)):
         Image.fromarray(picture).save(tmp_path / f"frame_{number}.png")
     options = "--frame-rate 10 --start 1 --end 3 --fps 2 --keyframes-only --max-new-tokens 2".split()
@@ -39,7 +53,7 @@ def test_ask_about_a_part_of_a_folder_of_frames(tmp_path):
     assert "4 frames, 2 tokens per frame" in result.stdout
 
 
-def test_errors_are_one_message_without_a_traceback(tmp_path):
+def test_errors_are_one_message_without_a_traceback(llama_vid, tmp_path):
     result = llama_vid("ask", str(tmp_path / "missing.mp4"), "What?")
     assert result.returncode == 1
     assert "Error: Video file" in result.stderr
@@ -47,7 +61,7 @@ def test_errors_are_one_message_without_a_traceback(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_convert_says_what_is_wrong(tmp_path):
+def test_convert_says_what_is_wrong(llama_vid, tmp_path):
     result = llama_vid("convert", str(tmp_path), str(tmp_path / "out"))
     assert result.returncode == 1
     assert "config.json" in result.stderr
@@ -55,7 +69,7 @@ def test_convert_says_what_is_wrong(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["ask", "convert"])
-def test_help_has_an_example(command):
+def test_help_has_an_example(llama_vid, command):
     result = llama_vid(command, "--help")
     assert result.returncode == 0
     assert f"llama-vid {command}" in result.stdout.replace("\n", " ")

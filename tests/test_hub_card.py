@@ -114,9 +114,9 @@ def test_training_and_evaluation_are_those_of_their_files(folder):
 
 def test_columns_without_a_word_are_left_out(folder):
     card = card_of(folder, steps=[{**TRAINING, "base_model": None, "max_length": 2048}])
-    header = "| stage | trained | data | longest prompt | steps | batch | learning rate | last loss |\n"
+    header = "| stage | trained | data | tokens at most | steps | batch | learning rate | last loss |\n"
     assert header in card.text
-    assert "in the training below they had up to 2,048." in card.text
+    assert "in the training below they had 2,048 at most." in card.text
 
 
 def test_what_its_makers_say(folder):

@@ -257,7 +257,7 @@ def _training_row(step: dict) -> dict[str, Any]:
         "began with": step.get("base_model"),
         "trained": f"{modules} (LoRA, rank {lora['r']}, on the language model)" if lora else modules,
         "data": ", ".join(data),
-        "longest prompt": step.get("max_length"),
+        "tokens at most": step.get("max_length"),
         "steps": step.get("steps"),
         "epochs": step.get("epochs"),
         "batch": step.get("batch_size"),
