@@ -38,7 +38,7 @@ VARIANTS = {
     "context + 4 x 4 content": {"video_grid_size": 4},
     "context of a BERT decoder + content": {"qformer": "models/tiny/bert-decoder"},
 }
-STEPS = {"stage2-images": 200, "stage2-simple": 150}
+STEPS = {"stage2-images": 150, "stage2-simple": 100}
 TESTS = {"images": "data/tiny/test_pictures-pictures.jsonl", "clips": "data/tiny/test_simple.jsonl"}
 
 

@@ -29,5 +29,6 @@ stage stage2-short
 stage stage2
 stage stage3-short
 stage stage3-films
+stage stage3-films-again
 stage stage3
 both $tiny/evaluate.py --model runs/tiny/stage3
