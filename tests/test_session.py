@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from small_checkpoint import UNTRAINED
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -39,6 +40,24 @@ def test_answer_equals_the_one_from_pixels(clip):
     assert answer.text == processor.decode(output[0, prompt_length:], skip_special_tokens=True).strip()
     assert (answer.num_frames, answer.tokens_per_frame, answer.prompt_length) == (5, 2, prompt_length)
     assert answer.seconds > 0
+
+
+def test_an_adapter_is_asked_over_its_base(clip, tmp_path):
+    options = {"modules_to_save": ["context_attention", "multi_modal_projector"], "init_lora_weights": False}
+    lora = LoraConfig(r=4, target_modules=r"model\.language_model\..*\.q_proj", **options)
+    torch.manual_seed(0)
+    adapter = get_peft_model(AutoModelForImageTextToText.from_pretrained(UNTRAINED), lora)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapter.save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(UNTRAINED)
+    processor.save_pretrained(tmp_path)
+    found = ask(clip, "What is moving?", model=tmp_path, max_new_tokens=12).text
+    merged = LlamaVidSession(adapter.merge_and_unload().eval(), processor).open(clip)
+    assert found == merged.ask("What is moving?", max_new_tokens=12).text
+    assert found != ask(clip, "What is moving?", model=UNTRAINED, max_new_tokens=12).text
 
 
 def test_the_question_changes_the_visual_tokens(clip):
