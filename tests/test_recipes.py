@@ -343,8 +343,10 @@ def test_an_adapter_is_merged(tmp_path, monkeypatch):
     tuned = get_peft_model(model, config)
     tuned.save_pretrained(tmp_path / "adapter")
     AutoProcessor.from_pretrained(UNTRAINED).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "provenance.json").write_text('[{"step": "training"}]')
     folders = [str(tmp_path / name) for name in ("adapter", "merged")]
     run_script("merge_adapter.py", *folders, "65536", monkeypatch=monkeypatch)
+    assert (tmp_path / "merged" / "provenance.json").read_text() == '[{"step": "training"}]'
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     expected = tuned.merge_and_unload().state_dict()
     assert all(torch.allclose(merged[name].float(), expected[name], atol=0.02, rtol=0.02) for name in merged)
