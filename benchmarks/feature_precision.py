@@ -5,7 +5,8 @@ Each question is asked about a demo clip. The model answers greedily from what i
 then scored from each kind of file: how far the logits of its tokens move, and how often the most likely token stays the
 same. The last row, features of another clip, shows how much the logits depend on the video at all.
 
-Example: `python benchmarks/feature_precision.py --seconds 16 --output benchmarks/results/feature_precision.md`
+Answers of the embedded checkpoint are one word and its end. Example:
+`python benchmarks/feature_precision.py --tokens 2 --output benchmarks/results/feature_precision.md`
 """
 
 import argparse
