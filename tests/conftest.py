@@ -12,7 +12,7 @@ FLOOR = "LLAMA_VID_FLOOR"
 
 # Files that take a minute or more, most of it in processes of their own. With them first, two workers end together.
 LONG = ("test_hub", "test_hub_callback", "test_hub_documents", "test_hub_faults", "test_distributed", "test_features")
-LONG += ("test_remote_code", "test_cli", "test_video_exactness", "test_checkpoints", "test_trl")
+LONG += ("test_remote_code", "test_video_exactness", "test_checkpoints", "test_trl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

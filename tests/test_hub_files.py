@@ -115,7 +115,7 @@ def test_metadata_of_weights_are_text_too(folder):
 
 def test_damaged_weights(folder):
     (folder / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"model\.safetensors is no readable safetensors file .*copy or save it again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is no readable safetensors file \("):
         check_contents(collect(folder)[0])
 
 

@@ -58,7 +58,7 @@ def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
         )
     for stage, steps in STEPS.items():
         settings = {"model_name_or_path": model_name, "max_steps": steps, "seed": seed, "save_strategy": "no"}
-        settings["max_length"] = 1024  # a frame may have 17 tokens
+        settings |= {"max_length": 1024}  # a frame may have 17 tokens
         model_name = folder / stage
         if not (model_name / "config.json").exists():
             options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
@@ -103,11 +103,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/tiny/ablations"))
     arguments = parser.parse_args()
     results = {}
+    arguments.output.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             folder = arguments.output / f"{variant.replace(' ', '-')}-{seed}"
             path = folder.with_suffix(".json")
-            arguments.output.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(f"{path}.lock", timeout=0):
                     if not path.exists():

@@ -177,23 +177,22 @@ def make_generation_config(model: PreTrainedModel, processor: LlamaVidProcessor)
     if settings.get("do_sample"):
         names += ["do_sample", "temperature", "top_k", "top_p"]
     values = {name: settings[name] for name in names if settings.get(name) is not None}
-    ends, notes = answer_ends(values.get("eos_token_id", processor.tokenizer.eos_token_id), processor), []
-    if _answer_end(processor) is None:
+    end, notes = answer_end(processor), []
+    if end is None:
         notes.append("no special token ends an answer in the chat template: generation does not know where to stop")
-    values["eos_token_id"] = ends
+    values["eos_token_id"] = with_end(values.get("eos_token_id", processor.tokenizer.eos_token_id), end)
     return GenerationConfig(pad_token_id=processor.tokenizer.pad_token_id, **values), notes
 
 
-def answer_ends(known: int | list[int] | None, processor: LlamaVidProcessor) -> int | list[int] | None:
-    """The ids that end a generation: the known ones, and the one behind an answer in the processor's chat template."""
+def with_end(known: int | list[int] | None, end: int | None) -> int | list[int] | None:
+    """The ids that end a generation, as `GenerationConfig` has them, and one more."""
     ends = known if isinstance(known, list) else [known] if known is not None else []
-    end = _answer_end(processor)
     if end is not None and end not in ends:
         ends = [*ends, end]
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _answer_end(processor: LlamaVidProcessor) -> int | None:
+def answer_end(processor: LlamaVidProcessor) -> int | None:
     """The id of the special token behind an answer in a rendered chat."""
     answer = "probe-answer"
     chat = [{"role": "user", "content": "probe-question"}, {"role": "assistant", "content": answer}]

@@ -126,7 +126,8 @@ def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
                 with safe_open(path, framework="pt") as tensors:
                     metadata = tensors.metadata() or {}
             except SafetensorError as error:
-                raise ValueError(f"{name} is no readable safetensors file ({error}): copy or save it again.") from error
+                found.append(f"{name} is no readable safetensors file ({error})")
+                continue
             found += find_private(name, json.dumps(metadata), token)
         elif path.suffix in TEXTS or path.name in TEXT_NAMES:
             try:

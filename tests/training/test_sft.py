@@ -85,6 +85,13 @@ def test_evaluations_by_loss_and_by_answers(data, tmp_path):
     assert trainer.evaluate()["eval_exact_match"] == shares[-1]
 
 
+def test_evaluations_may_be_switched_off(data, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "llama_vid"):
+        trainer = train(["--config", recipe(tmp_path, data, 2, eval_datasets=llava(data), max_steps=1)])
+    assert trainer.eval_dataset is None
+    assert "`eval_datasets` are not used, as `eval_strategy` is no" in caplog.text
+
+
 def test_a_model_that_learned_its_answers_is_right(data, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps([{"conversations": turns("Is there any?", "No.")}]))
     datasets = [{"path": str(tmp_path / "one.json"), "format": "llava"}]
@@ -164,7 +171,6 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
         ({"eval_answers": 5}, "`eval_answers` is 5, but there are no evaluations: set `eval_datasets`"),
         ({"save_only_trained": True, "use_peft": True}, "an adapter holds nothing else than what was trained"),
         ({"resume_from_checkpoint": "checkpoint-7"}, "is checkpoint-7, which is no complete checkpoint"),
-        ({"eval_datasets": [{"path": "a.json"}]}, "`eval_datasets` is set, but there are no evaluations: set `eval_st"),
         ({"chat_template": "vicuna"}, "`chat_template='vicuna'` is neither a Jinja template nor one of vicuna_v1"),
         ({"chat_template_path": "a.jinja"}, "`chat_template_path` is 'a.jinja', which does not work here: use `chat_t"),
         ({"packing": True}, "`packing` is True, which does not work here: samples with visuals stay whole"),

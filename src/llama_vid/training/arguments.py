@@ -90,9 +90,8 @@ def check_arguments(
     """Before anything is loaded. Raises ValueError for arguments that contradict each other, or what is in a folder."""
     output = Path(training_args.output_dir)
     check_collation(training_args)
-    if script_args.eval_datasets and training_args.eval_strategy == "no":
-        raise ValueError("`eval_datasets` is set, but there are no evaluations: set `eval_strategy` to steps or epoch.")
-    if script_args.eval_answers and not script_args.eval_datasets:
+    evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
+    if script_args.eval_answers and not evaluates:
         raise ValueError(
             f"`eval_answers` is {script_args.eval_answers}, but there are no evaluations: set `eval_datasets`, and "
             "`eval_strategy` to steps or epoch."

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
-from llama_vid.composition_language import answer_ends, stretch_context
+from llama_vid.composition_language import answer_end, stretch_context, with_end
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import check_lengths, load_mixture
 from llama_vid.hub_callback import HubCallback
@@ -121,9 +121,10 @@ def build_trainer(
         groups = parameter_groups(model, *rates, use_muon=script_args.use_muon)
         optimizer = (MuonWithAdamW if script_args.use_muon else cls, {**options, "params": groups})
     train_dataset = load_mixture(script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming)
-    eval_dataset = (
-        load_mixture(script_args.eval_datasets, seed=training_args.seed) if script_args.eval_datasets else None
-    )
+    evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
+    if script_args.eval_datasets and not evaluates:
+        logger.warning("`eval_datasets` are not used, as `eval_strategy` is no: set it to steps or epoch.")
+    eval_dataset = load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None
     if eval_dataset is not None and script_args.on_bad_sample == "skip":
         eval_dataset = without_bad_samples(eval_dataset, collator)
     if training_args.train_sampling_strategy in BY_LENGTH:
@@ -192,7 +193,7 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         processor = AutoProcessor.from_pretrained(name, **options)
     else:  # what is saved speaks as it was taught
         processor = AutoProcessor.from_pretrained(name, chat_template=script_args.chat_template, **options)
-        model.generation_config.eos_token_id = answer_ends(model.generation_config.eos_token_id, processor)
+        model.generation_config.eos_token_id = with_end(model.generation_config.eos_token_id, answer_end(processor))
     if script_args.context_length is not None:
         processor.tokenizer.model_max_length = script_args.context_length
     return model, processor
