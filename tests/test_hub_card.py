@@ -80,7 +80,7 @@ def test_costs_and_sizes_are_those_of_the_files(folder):
     processor = json.loads((folder / "processor_config.json").read_text())
     tokens, fps = processor["frame_seq_length"], processor["video_processor"]["fps"]
     assert f"| video frame | {tokens} | {round(tokens * 3600 * fps):,} |" in text
-    assert f"| image | {processor['image_seq_length']} | |" in text
+    assert f"| image | {processor['image_seq_length']} | - |" in text
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         sizes = {name: prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     assert f"| all | F32 | {sum(sizes.values()):,} |" in text
@@ -98,7 +98,7 @@ def test_training_and_evaluation_are_those_of_their_files(folder):
         "| 2 | someone/base | qformer, language_model (LoRA, rank 64, on the language model) | chats.json (weight 0.5) "
         "| 1234 | 128 | 2e-05 | 0.9876 |" in card.text
     )
-    assert "In the last training the loss went from 2.5 (step 10) to 0.9877 (step\n1234)" in card.text
+    assert "![Loss over 1234 steps](loss_curve.png)" in card.text
     assert "| task | data | samples | metric | value | baseline | source |\n" in card.text
     assert "|  | exact_match | **0.8125** | 0.25 | https://example.org/report |" in card.text
     assert "| 500 | f1 | **0.8125** |  | https" in card.text
@@ -108,15 +108,26 @@ def test_training_and_evaluation_are_those_of_their_files(folder):
     assert (data["base_model"], data["base_model_relation"]) == ("someone/base", "finetune")
     assert (data["license"], data["datasets"]) == ("apache-2.0", ["someone/chats"])
     [result, _] = card.data.eval_results
+    assert data["metrics"] == ["exact_match", "f1"]
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("someone/films", "exact_match", 0.8125)
     assert result.source_url == EVALUATION["source"]
 
 
 def test_columns_without_a_word_are_left_out(folder):
     card = card_of(folder, steps=[{**TRAINING, "base_model": None, "max_length": 2048}])
-    header = "| stage | trained | data | tokens at most | steps | batch | learning rate | last loss |\n"
+    header = "| stage | trained | data | tokens at most | steps | batch | learning rate | last logged loss |\n"
     assert header in card.text
-    assert "in the training below they had 2,048 at most." in card.text
+    assert "the training below took samples of up to 2,048." in card.text
+
+
+def test_what_rows_have_in_common_is_told_once(folder):
+    (folder / "evaluation.json").write_text(json.dumps([EVALUATION, {**EVALUATION, "name": "About clips", "value": 1}]))
+    text = card_of(folder, steps=[TRAINING, TRAINING, {**TRAINING, "modules": ["qformer"]}]).text
+    assert "| task | data | value | baseline |\n" in text
+    assert "| About clips | someone/films | **1** | 0.25 |\n" in text
+    assert "All are exact_match, from https://example.org/report. The figures are" in text
+    trained = re.findall(r"^\| 2 \| someone/base \| (.*?) \|", text, re.MULTILINE)
+    assert [cell.partition(" (")[0] for cell in trained] == ["qformer, language_model", "as above", "qformer"]
 
 
 def test_what_its_makers_say(folder):
@@ -181,7 +192,7 @@ def test_a_new_model_says_that_it_is_untrained(folder, tmp_path):
     card = card_of(folder, steps=[step])
     assert "**This model is untrained**" in card.text
     assert card.data.base_model == "openai/clip"
-    assert "It was put together of `openai/clip` (visual encoder), `vicuna` (language model); what" in card.text
+    assert "It was assembled from `openai/clip` (visual encoder), `vicuna` (language model); what" in card.text
     assert "untrained" not in card_of(folder, steps=[step, TRAINING]).text
 
 

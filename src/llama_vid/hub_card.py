@@ -13,7 +13,7 @@ What only its makers know is told in `about.json`, an object with any of `summar
 import json
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.resources import files as package_files
 from math import prod
@@ -96,6 +96,7 @@ def render_card(
         base_model_relation=relation,
         datasets=list(datasets) if datasets else None,
         model_name=name if evaluation else None,
+        metrics=sorted({row["metric"] for row in evaluation}) or None,
         eval_results=[_result(row) for row in evaluation] or None,
     )
     processor = _read(files["processor_config.json"])
@@ -118,10 +119,10 @@ def render_card(
         "question_in_shell": shlex.quote(about.get("question", "Who finds the letter?")),
         "composed_of": [_parts(step) for step in steps if step["step"] == "composition"],
         "converted_from": [step["source"] for step in steps if step["step"] == "conversion" and "license" in step],
-        "training": _table([_training_row(step) for step in steps if step["step"] == "training"]),
+        "training": _table(_training_rows([step for step in steps if step["step"] == "training"])),
         "trained_length": max((step.get("max_length") or 0 for step in steps), default=0),
-        "curve": _curve(files),
-        "evaluation": _table([_evaluation_row(row) for row in evaluation]),
+        "curve_steps": _curve_steps(files),
+        **_evaluated(evaluation),
         "versions": _versions(steps, files).items(),
         "marker": MARKER,
         **({} if adapter else _architecture(files)),
@@ -203,7 +204,7 @@ def _result(row: dict) -> EvalResult:
     url = row["source"] if row["source"].startswith(("http://", "https://")) else None
     return EvalResult(
         task_type=TASK,
-        dataset_type=row["dataset"],
+        dataset_type=re.sub(r"[^\w./-]+", "-", row["dataset"]),
         dataset_name=row["dataset"],
         metric_type=row["metric"],
         metric_name=row["name"],
@@ -238,10 +239,33 @@ def _evaluation_row(row: dict) -> dict[str, Any]:
     }
 
 
+def _evaluated(rows: Sequence[dict]) -> dict[str, str]:
+    """The table of an evaluation, and in words what its rows have in common."""
+    table = [_evaluation_row(row) for row in rows]
+    metrics, sources = ({row[key] for row in rows} for key in ("metric", "source"))
+    if len(rows) < 2 or len(metrics) > 1 or len(sources) > 1:
+        return {"evaluation": _table(table)}
+    short = [{key: cell for key, cell in row.items() if key not in ("metric", "source")} for row in table]
+    return {"evaluation": _table(short), "evaluated_by": f"All are {metrics.pop()}, from {sources.pop()}."}
+
+
 def _parts(step: dict) -> str:
-    """What a model was put together of, such as `` `lmsys/vicuna-7b-v1.5` (language model) ``."""
+    """What a model was assembled from, such as `` `lmsys/vicuna-7b-v1.5` (language model) ``."""
     words = {"vision_tower": "visual encoder", "qformer": "text decoder", "language_model": "language model"}
-    return ", ".join(f"`{step['parts'][part]}` ({word})" for part, word in words.items() if part in step["parts"])
+    named = defaultdict(list)
+    for part, word in words.items():
+        if part in step["parts"]:
+            named[step["parts"][part]].append(word)
+    return ", ".join(f"`{name}` ({' and '.join(parts)})" for name, parts in named.items())
+
+
+def _training_rows(steps: Sequence[dict]) -> list[dict[str, Any]]:
+    """A row for each stage. Long lists of modules are told once."""
+    rows = [_training_row(step) for step in steps]
+    return [
+        {**row, "trained": "as above"} if above and row["trained"] == above["trained"] else row
+        for above, row in zip([None, *rows], rows, strict=False)
+    ]
 
 
 def _training_row(step: dict) -> dict[str, Any]:
@@ -263,18 +287,18 @@ def _training_row(step: dict) -> dict[str, Any]:
         "batch": step.get("batch_size"),
         "optimizer": step.get("optimizer"),
         "learning rate": step.get("learning_rate"),
-        "last loss": step.get("loss"),
+        "last logged loss": step.get("loss"),
     }
 
 
-def _curve(files: Mapping[str, Path]) -> dict[str, Any] | None:
+def _curve_steps(files: Mapping[str, Path]) -> int | None:
+    """Where the loss curve beside the checkpoint ends."""
     if "loss_curve.json" not in files or "loss_curve.png" not in files:
         return None
     points = _read(files["loss_curve.json"]).get("loss")
     if not points:
         return None
-    (first_step, first), (steps, last) = points[0], points[-1]
-    return {"first_step": first_step, "first": f"{first:.4g}", "steps": steps, "last": f"{last:.4g}"}
+    return points[-1][0]
 
 
 def _versions(steps: Sequence[dict], files: Mapping[str, Path]) -> dict[str, str]:
@@ -300,7 +324,7 @@ def _architecture(files: Mapping[str, Path]) -> dict[str, Any]:
                 dtypes[tensor.get_dtype()] += prod(tensor.get_shape())
                 modules.add(name.split(".")[1])
     kinds = {
-        part: "" if field is None else f"`{getattr(config, field).model_type}`" for part, (_, field) in PARTS.items()
+        part: "-" if field is None else f"`{getattr(config, field).model_type}`" for part, (_, field) in PARTS.items()
     }
     kinds["visual encoder"] += f", {config.vision_config.image_size} px"
     parts = [
