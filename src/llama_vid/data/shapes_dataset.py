@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from random import Random
 
@@ -153,8 +153,10 @@ def _each(job: partial, count: int, workers: int) -> Iterator[tuple[list[dict], 
     if workers == 1:
         yield from map(job, range(count))
         return
-    # Not forked: torch, which the package imports, may have threads by then.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Not forked from here: torch, which the package imports, may have threads by now. A server imports it once.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(job, range(count))
 
 
