@@ -33,6 +33,16 @@ def test_a_seed_gives_the_same_scene_and_frames():
     assert not np.array_equal(frame_at(one, 0), frame_at(other, 0))
 
 
+def test_a_scene_gives_the_same_file(tmp_path):
+    """Whatever else lies in memory, on which x264's macroblock tree depends."""
+    scene = make_scene("0/train_said/6/0", seconds=24)
+    held = []
+    for i in range(8):
+        held.append(np.full(12_345 * (i + 1), i, np.uint8))
+        write_scene(scene, tmp_path / f"{i}.mp4")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_scenes_do_not_change_from_one_machine_to_another():
     scene = make_scene("pinned", seconds=24, num_shapes=3, subtitles=True)
     assert [(shape.name, shape.appears, shape.leaves, shape.motion) for shape in scene.shapes] == [
