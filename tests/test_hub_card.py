@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.metadata import requires
 from math import prod
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from packaging.requirements import Requirement
 from safetensors import safe_open
 
 from llama_vid import hub_repository
@@ -86,6 +88,12 @@ def test_costs_and_sizes_are_those_of_the_files(folder):
     assert f"| all | F32 | {sum(sizes.values()):,} |" in text
     vision = sum(size for name, size in sizes.items() if "vision_tower" in name)
     assert re.search(rf"\| visual encoder \| `\w+`, \d+ px \| {vision:,} \|", text)
+
+
+def test_what_the_code_needs_is_what_the_package_needs(folder):
+    [command] = re.findall(r"^pip install (.*torchvision.*)", card_of(folder).text, re.MULTILINE)
+    needed = {str(Requirement(text)) for text in requires("llama-vid")}
+    assert {str(Requirement(text)) for text in shlex.split(command)} <= needed
 
 
 def test_training_and_evaluation_are_those_of_their_files(folder):

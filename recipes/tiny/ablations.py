@@ -57,8 +57,13 @@ def run(variant: str, seed: int, folder: Path) -> dict[str, float]:
             seed=seed,
         )
     for stage, steps in STEPS.items():
-        settings = {"model_name_or_path": model_name, "max_steps": steps, "seed": seed, "save_strategy": "no"}
-        settings |= {"max_length": 1024}  # a frame may have 17 tokens
+        settings = {
+            "model_name_or_path": model_name,
+            "max_steps": steps,
+            "max_length": 1024,  # a frame may have 17 tokens
+            "seed": seed,
+            "save_strategy": "no",
+        }
         model_name = folder / stage
         if not (model_name / "config.json").exists():
             options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]

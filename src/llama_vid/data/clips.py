@@ -62,7 +62,7 @@ def write_clip(
             video.thread_type = "AUTO"  # PyAV's own choice makes x264 cut frames into slices, as no film has them
             # Without sc_threshold, x264 adds keyframes where the scene changes.
             options = {"g": gop_size, "sc_threshold": None if gop_size is None else 0, "bf": b_frames}
-            if codec == "libx264":
+            if video.codec.name == "libx264":  # `h264` is it, too
                 options["mbtree"] = 0  # with it, equal frames now and then make unequal files
             video.options = {key: str(value) for key, value in options.items() if value is not None}
             video.codec_context.time_base = 1 / rate if times is None else Fraction(1, TICKS)
