@@ -499,6 +499,9 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         if expand_size > 1:
             visual.update(self._expand_placeholders("image", visual, expand_size, input_ids, kwargs))
             visual.update(self._expand_placeholders("video", visual, expand_size, input_ids, kwargs))
+            cache = kwargs.get(CACHE_NAME)
+            if cache is not None and cache.get_seq_length() > 0:  # of `prefill`
+                cache.batch_repeat_interleave(expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )

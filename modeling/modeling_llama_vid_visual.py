@@ -371,7 +371,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
         if num_frames.sum() != len(features) or (num_frames < 1).any():
             raise ValueError(
                 f"`video_num_frames={num_frames.tolist()}` adds up to {int(num_frames.sum())}, but {len(features)} "
-                "frames were given; every video needs at least one."
+                "frames were given; every video needs at least one (pipelines batch no videos: `batch_size=1`)."
             )
         videos = torch.arange(len(num_frames)) if video_indices is None else video_indices.cpu()
         _check_indices("video_indices", videos, len(num_frames))
@@ -471,6 +471,8 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
         if self.config.use_context_token:
             ids = _at_least_one(ids)
             mask = torch.ones_like(ids) if mask is None else _at_least_one(mask)
+            order = mask.argsort(dim=1, descending=True, stable=True)  # pipelines pad on the prompts' side
+            ids, mask = ids.gather(1, order), mask.gather(1, order)
             # Kept features may lie on the CPU: they follow the instructions a chunk at a time.
             visual, patches = visual.to(ids.device), patches.to(ids.device)
             text_query, query_mask = self._text_query(ids, mask, visual if uses_cls else patches)
@@ -594,5 +596,5 @@ def _pool_patches(patches: torch.Tensor, grid_size: int | None) -> torch.Tensor:
 
 
 def _check_indices(name: str, indices: torch.Tensor, number: int):
-    if len(indices) == 0 or indices.min() < 0 or indices.max() >= number:
-        raise ValueError(f"`{name}={indices.tolist()}` must name the {number} given visuals by 0 … {number - 1}.")
+    if number == 0 or set(indices.tolist()) != set(range(number)):
+        raise ValueError(f"`{name}={indices.tolist()}` must name all {number} given visuals by 0 … {number - 1}.")

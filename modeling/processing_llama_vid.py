@@ -19,7 +19,7 @@ from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import find_chat_template, find_user_turn_markers
 from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
-from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, without_control_tokens
+from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, subtitles_of_videos, without_control_tokens
 from .video_features_llama_vid import VideoFeatures, pixel_settings
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
@@ -201,7 +201,7 @@ class LlamaVidProcessor(ProcessorMixin):
             `BatchFeature` with, as far as given, `input_ids`, `attention_mask`, `pixel_values` (distinct images),
             `image_indices`, `pixel_values_videos` or `video_features` (frames of the distinct videos),
             `video_num_frames`, `video_indices`, and `qformer_input_ids[_videos]`, `qformer_attention_mask[_videos]`
-            with a row for each placeholder.
+            with a row for each placeholder. Indices are left out where each visual has one placeholder, in order.
         """
         if audio is not None:
             raise ValueError("`audio` was given, but LLaMA-VID takes images, videos and text: leave it out.")
@@ -260,7 +260,8 @@ class LlamaVidProcessor(ProcessorMixin):
         if kwargs.get("tokenize"):
             for name in self._call_kwargs & set(kwargs):
                 processor_kwargs[name] = kwargs.pop(name)
-            turns = [[self._turn_of_message(message) for message in messages] for messages in conversations]
+            typed = not kwargs.get("sanitize_control_tokens")
+            turns = [[self._turn_of_message(message, typed) for message in messages] for messages in conversations]
             guides = [choose_instructions(messages, self.default_instruction) for messages in turns]
             processor_kwargs.setdefault("instructions", guides)
             for name, values in video_parts(conversations).items():
@@ -359,7 +360,7 @@ class LlamaVidProcessor(ProcessorMixin):
                 raise ValueError(
                     f"Image {position} has values that are not finite (NaN or infinite): repair it or leave it out."
                 )
-        processed["image_indices"] = indices
+        processed.update(_unless_in_order("image_indices", indices))
         return processed, [self.replace_image_token(processed, index) for index in indices]
 
     def _with_features(self, videos, video_features: list, video_times: list | None) -> list:
@@ -397,7 +398,7 @@ class LlamaVidProcessor(ProcessorMixin):
 
     def _process_videos(self, videos, subtitles=None, **kwargs) -> tuple[BatchFeature, list[str]]:
         videos = _flatten_videos(videos)
-        subtitles = _one_for_each(subtitles, len(videos))
+        subtitles = subtitles_of_videos(subtitles, len(videos))
         distinct, indices = _distinct([_video_identity(video) for video in videos])
         processed, clocks = BatchFeature({"video_num_frames": []}), []
         # The frames of files come before those that are encoded.
@@ -422,7 +423,7 @@ class LlamaVidProcessor(ProcessorMixin):
             clocks += [video.clock for video in encoded]
             numbers = [*map(int, processed["video_num_frames"]), *map(len, features)]
             processed["video_num_frames"] = torch.tensor(numbers) if files else numbers
-        processed["video_indices"] = indices
+        processed.update(_unless_in_order("video_indices", indices))
         replacements = [
             self.replace_video_token(processed, index, words=self._words_behind_frames(cues, clocks[index], position))
             for position, (index, cues) in enumerate(zip(indices, subtitles, strict=True))
@@ -506,19 +507,25 @@ class LlamaVidProcessor(ProcessorMixin):
 
     def _placeholders(self, text: str) -> list[str]:
         kinds = {self.image_token: "image", self.video_token: "video"}
-        return [kinds[token] for token in re.findall("|".join(map(re.escape, kinds)), text)]
+        # Behind transformers' mark (`sanitize_control_tokens`) it is what a user typed.
+        either = "|".join(map(re.escape, kinds))
+        return [kinds[token] for token in re.findall(f"(?<!\U000f0000)(?:{either})", text)]
 
     def _user_text(self, text: str) -> str:
         """A user turn's words: without placeholders and the sentences around a film."""
         other = "|".join(map(re.escape, (self.image_token, self.video_token, FILM_INTRODUCTION, FILM_END)))
         return re.sub(rf"\n?(?:{other})", "", text).strip()
 
-    def _turn_of_message(self, message: dict) -> Turn:
+    def _turn_of_message(self, message: dict, with_typed_tokens: bool) -> Turn:
+        """A message; placeholders that were typed in its texts count, or are words."""
         content = message.get("content", "")
-        if not isinstance(content, str):
-            tokens = {"image": self.image_token, "video": self.video_token}
-            content = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in content)
-        return Turn(self._user_text(content) if message["role"] == "user" else None, self._placeholders(content))
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        tokens = {"image": self.image_token, "video": self.video_token}
+        text = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in parts)
+        placeholders = self._placeholders(text)
+        if not with_typed_tokens:
+            placeholders = [part["type"] for part in parts if part["type"] in tokens]
+        return Turn(self._user_text(text) if message["role"] == "user" else None, placeholders)
 
     def _turns_of_prompt(self, prompt: str) -> list[Turn]:
         """A rendered prompt as turns, by the markers around user turns; without markers it has no user text."""
@@ -540,22 +547,9 @@ def _distinct(keys: list) -> tuple[list[int], list[int]]:
     return [indices.index(place) for place in range(len(places))], indices
 
 
-def _one_for_each(subtitles, number: int) -> list:
-    """Subtitles for every one of `number` videos, of which one may come without a list around its own."""
-    if subtitles is None:
-        return [None] * number
-    is_list_of_cues = _is_list(subtitles) and len(subtitles) > 0 and all(map(_is_cue, subtitles))
-    if isinstance(subtitles, str | Path) or is_list_of_cues:
-        subtitles = [subtitles]
-    if len(subtitles) != number:
-        raise ValueError(
-            f"`subtitles` has {len(subtitles)} entries for {number} videos: pass one for each, None for one without."
-        )
-    return list(subtitles)
-
-
-def _is_cue(item) -> bool:
-    return _is_list(item) and len(item) == 3 and isinstance(item[0], int | float)
+def _unless_in_order(name: str, indices: list[int]) -> dict[str, list[int]]:
+    """Indices that say more than the model's default, which still holds when pipelines join samples to a batch."""
+    return {} if indices == list(range(len(indices))) else {name: indices}
 
 
 def _is_list(item) -> bool:

@@ -79,6 +79,24 @@ def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
     return sorted((cue for cue in cues if cue.text), key=lambda cue: cue[:2])
 
 
+def subtitles_of_videos(subtitles, number: int) -> list:
+    """Subtitles for every one of `number` videos, of which one may come without a list around its own."""
+    if subtitles is None:
+        return [None] * number
+    is_list_of_cues = isinstance(subtitles, list | tuple) and len(subtitles) > 0 and all(map(_is_cue, subtitles))
+    if isinstance(subtitles, str | Path) or is_list_of_cues:
+        subtitles = [subtitles]
+    if len(subtitles) != number:
+        raise ValueError(
+            f"`subtitles` has {len(subtitles)} entries for {number} videos: pass one for each, None for one without."
+        )
+    return list(subtitles)
+
+
+def _is_cue(item) -> bool:
+    return isinstance(item, list | tuple) and len(item) == 3 and isinstance(item[0], int | float)
+
+
 def _read_list(cues: Iterable) -> list[Cue]:
     found = []
     for i, cue in enumerate(cues):

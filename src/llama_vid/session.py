@@ -126,7 +126,7 @@ class LlamaVidSession:
         if language is not None and transcribe is None:
             raise ValueError(f"`language={language!r}` is for `transcribe`, which was not passed.")
         sampling = {name: value for name, value in sampling.items() if value is not None}
-        if str(video).endswith(".safetensors") and not isinstance(video, bytes):
+        if not isinstance(video, bytes) and str(video).endswith(".safetensors"):
             if transcribe is not None or sampling:
                 given = [*sampling, *(["transcribe"] if transcribe is not None else [])]
                 raise ValueError(f"{video} holds features, which were sampled and have no sound: leave out {given}.")

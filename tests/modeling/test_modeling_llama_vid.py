@@ -176,23 +176,23 @@ def test_eager_and_sdpa_agree(model):
 def test_a_visual_in_several_turns_is_encoded_once(model):
     sample = Sample(model, 5, num_frames=4)
     other = Sample(model, 6, num_frames=4)
-    twice = torch.tensor([sample.ids + sample.ids[1:]])
-    ids = torch.stack([torch.arange(3, 8), torch.arange(10, 15)])
+    turns = torch.tensor([sample.ids + sample.ids[1:] + other.ids[1:]])
+    ids = torch.stack([torch.arange(3, 8), torch.arange(10, 15), torch.arange(3, 8)])
     encoded = []
     model.model.vision_tower.register_forward_hook(lambda module, args, output: encoded.append(len(output[0])))
-    inputs = {"input_ids": twice, "qformer_input_ids_videos": ids}
+    inputs = {"input_ids": turns, "qformer_input_ids_videos": ids}
     with torch.no_grad():
         once = model(
             **inputs,
             pixel_values_videos=torch.cat([other.pixels, sample.pixels]),
             video_num_frames=torch.tensor([4, 4]),
-            video_indices=torch.tensor([1, 1]),
+            video_indices=torch.tensor([1, 1, 0]),
         ).logits
         assert encoded == [8]
         repeated = model(
             **inputs,
-            pixel_values_videos=torch.cat([sample.pixels, sample.pixels]),
-            video_num_frames=torch.tensor([4, 4]),
+            pixel_values_videos=torch.cat([sample.pixels, sample.pixels, other.pixels]),
+            video_num_frames=torch.tensor([4, 4, 4]),
         ).logits
     torch.testing.assert_close(once, repeated, atol=1e-5, rtol=0)
 
@@ -296,6 +296,26 @@ def test_prefill_in_chunks_gives_the_same_tokens(model, chunk_size):
     assert cache.get_seq_length() == batch["input_ids"].shape[1] - 1
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert generate(model, text, do_sample=False, **{CACHE_NAME: cache}) == expected
+
+
+def test_beams_after_prefill(model):
+    batch = collate(mixed_samples(model), "left")
+    options = {"do_sample": False, "num_beams": 3, "num_return_sequences": 2}
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = generate(model, batch, **options)
+    assert generate(model, text, **options, **{CACHE_NAME: model.prefill(**batch)}) == expected
+
+
+def test_instructions_may_be_padded_on_either_side(model):
+    batch = collate(mixed_samples(model))
+    names = ["qformer_input_ids_videos", "qformer_attention_mask_videos"]
+    lengths = batch[names[1]].sum(1).tolist()
+    assert len(set(lengths)) > 1
+    on_the_left = dict(batch)
+    for name in names:
+        rows = [row.roll(batch[name].shape[1] - length) for row, length in zip(batch[name], lengths, strict=True)]
+        on_the_left[name] = torch.stack(rows)
+    assert_same(logits_of(model, on_the_left), logits_of(model, batch))
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
@@ -495,7 +515,16 @@ BAD_INPUTS = {
     ),
     "an index out of range": (
         lambda b: {**b, "video_indices": torch.tensor([1])},
-        r"`video_indices=\[1\]` must name the 1 given visuals by 0 … 0",
+        r"`video_indices=\[1\]` must name all 1 given visuals by 0 … 0",
+    ),
+    "a visual that no placeholder shows": (
+        lambda b: {
+            **b,
+            "pixel_values_videos": b["pixel_values_videos"].repeat(2, 1, 1, 1),
+            "video_num_frames": b["video_num_frames"].repeat(2),
+            "video_indices": torch.tensor([0]),
+        },
+        r"`video_indices=\[0\]` must name all 2 given visuals by 0 … 1",
     ),
     "features of the wrong width": (
         lambda b: {**without(b, "pixel_values_videos"), "video_features": torch.zeros(3, 17, 41)},

@@ -2,6 +2,8 @@
 
 import jinja2
 import pytest
+import transformers
+from packaging.version import Version
 from small_chats import (
     CAT,
     DEFAULT,
@@ -33,6 +35,15 @@ from llama_vid.modeling.processing_llama_vid import FILM_END, FILM_INTRODUCTION
 @pytest.fixture(scope="module")
 def processor() -> LlamaVidProcessor:
     return AutoProcessor.from_pretrained(UNTRAINED)
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.24"), reason="does not know the option")
+def test_placeholders_that_a_user_types(processor):
+    """Where typed control tokens are text, they bring no visual."""
+    chat = [user(image(), "what does <image> mean, or <video>?"), assistant("<image>"), user("and <image>?")]
+    inputs = from_messages(processor, chat, sanitize_control_tokens=True)
+    assert len(inputs["qformer_input_ids"]) == len(inputs["pixel_values"]) == 1
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == processor.image_seq_length
 
 
 CHATS = {
