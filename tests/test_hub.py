@@ -21,9 +21,11 @@ pytest_plugins = ["local_hub"]
 
 TESTS = str(Path(__file__).parent)
 TINY = "someone/llama-vid-tiny"
+BASE = "someone/base"  # of the adapter: what tiny is, but code that nobody has looked at
 
-# Of earlier commits, what publishing leaves as it is.
+# Of earlier commits, what publishing leaves as it is, and what it takes away besides weights.
 KEPT = ["notes/more.safetensors", "handler.py", "picture.png"]
+OUTDATED = ["provenance.json", "loss_curve.png"]
 
 # Publishes several folders in one process: keyword arguments of `publish` as JSON, and what came of it back. Those
 # that a test here loads by their names later are `unasked`.
@@ -88,7 +90,7 @@ def work(tmp_path_factory) -> Path:
     perturb(parameter for parameter in adapter.parameters() if parameter.requires_grad)
     adapter.save_pretrained(work / "adapter")
     config = json.loads((work / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = TINY
+    config["base_model_name_or_path"] = BASE
     (work / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     processor.save_pretrained(work / "adapter")
 
@@ -111,7 +113,10 @@ def published(hub, work) -> list:
     folder = {name: str(work / name) for name in ("tiny", "changed", "adapter", "modules")}
     earlier = {path.name: path.read_bytes() for path in (work / "adapter").iterdir() if path.is_file()}
     repo = hub.create("someone/merged")
-    repo.commit("main", "an adapter", {**repo.files(), **earlier, **dict.fromkeys(KEPT, b"")})
+    repo.commit("main", "an adapter", {**repo.files(), **earlier, **dict.fromkeys(KEPT + OUTDATED, b"")})
+    base = {name: (work / "tiny" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    code = dict.fromkeys(code_files(), b"raise RuntimeError('foreign code runs')")
+    hub.create(BASE).commit("main", "a model", {**base, **code})
     return publish(
         hub,
         {"folder": folder["tiny"], "repo_id": TINY, "license": "apache-2.0"},
@@ -203,7 +208,7 @@ def test_what_is_in_the_repository(hub, work, published):
     assert files["README.md"] == (work / "changed" / "README.md").read_bytes()
     card = hub.repos[TINY].commits[published[0][0].rpartition("/")[2]][1]["README.md"].decode()
     assert "license: apache-2.0" in card
-    assert "base_model: someone/llama-vid-tiny" in hub.repos["someone/adapter"].files()["README.md"].decode()
+    assert "base_model: someone/base" in hub.repos["someone/adapter"].files()["README.md"].decode()
     assert "base_model_relation: finetune" in hub.repos["someone/merged"].files()["README.md"].decode()
 
 

@@ -90,6 +90,25 @@ def test_costs_and_sizes_are_those_of_the_files(folder):
     assert re.search(rf"\| visual encoder \| `\w+`, \d+ px \| {vision:,} \|", text)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sees", "film", "frames"),
+    [
+        ({"fps": 2.0}, "2 frames a second", "an hour at 2 frames a second", 7200),
+        ({"max_frames": 600}, "1 frame a second, but no more than 600 frames", "600 frames", 600),
+        ({"num_frames": 16}, "16 frames of a video", "16 frames", 16),
+        ({"do_sample_frames": False}, "every frame", "all frames", None),
+    ],
+)
+def test_what_is_seen_is_what_the_processor_samples(folder, settings, sees, film, frames):
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["video_processor"] |= settings
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    text, tokens = card_of(folder).text, processor["frame_seq_length"]
+    assert f"- It sees {sees} unless asked otherwise" in text
+    assert f"| visual | tokens | {film} |" in text
+    assert f"| video frame | {tokens} | {'-' if frames is None else format(tokens * frames, ',')} |" in text
+
+
 def test_what_the_code_needs_is_what_the_package_needs(folder):
     [command] = re.findall(r"^pip install (.*torchvision.*)", card_of(folder).text, re.MULTILINE)
     needed = {str(Requirement(text)) for text in requires("llama-vid")}
@@ -242,6 +261,17 @@ def test_whose_a_card_is(tmp_path):
         assert not is_written_by_hand(card)
     card.write_text("# Title")
     assert is_written_by_hand(card)
+
+
+def test_a_draft_is_not_lost(folder):
+    """Somebody may have written in it, although a trainer began it."""
+    draft = "---\ntags:\n- trl\n---\nMy own words."
+    (folder / "README.md").write_text(draft)
+    for _ in range(2):
+        with hub_repository.repository(folder, "someone/tiny") as found:
+            assert MARKER in found.files["README.md"].read_text()
+            assert "README.md.orig" not in found.files
+        assert (folder / "README.md.orig").read_text() == draft
 
 
 def test_provenance_is_not_lost_where_the_hub_is_out_of_reach(monkeypatch):

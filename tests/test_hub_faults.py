@@ -84,6 +84,10 @@ def spoil_weights(folder: Path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def spoil_base(folder: Path):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/nothing"}')
+
+
 def spoil_nothing(folder: Path):
     pass
 
@@ -103,6 +107,11 @@ FAULTS = {
         [],
         "does not load and answer on its own: ValueError: missing keys in the weights: "
         "model.context_attention.query_proj.weight",
+    ),
+    "a base that is not there": (
+        spoil_base,
+        [],
+        "The base `someone/nothing` that adapter_config.json names cannot be had from the Hub (RepositoryNotFoundError)",
     ),
     "a full disk": (spoil_nothing, ["--full"], "The card cannot be written to"),
     "no adapter": (spoil_nothing, ["--merge"], "`merge` is for adapters"),

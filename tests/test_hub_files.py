@@ -111,6 +111,9 @@ def test_metadata_of_weights_are_text_too(folder):
     save_file({"a": torch.zeros(1)}, folder / "more.safetensors", metadata={"by": EMAIL})
     with pytest.raises(ValueError, match=r"more.safetensors, line 1: an e-mail address"):
         check_contents(collect(folder)[0])
+    save_file({"a": torch.zeros(1)}, folder / "more.safetensors", metadata={"source": "/data/models/vicuna"})
+    with pytest.raises(ValueError, match=r"more.safetensors: `source` is the local path '/data/models/vicuna'"):
+        check_contents(collect(folder)[0])
 
 
 def test_damaged_weights(folder):
@@ -133,6 +136,14 @@ def test_configurations_name_no_place_on_this_machine(folder, value):
         check_contents(collect(folder)[0])
 
 
+def test_recipes_name_no_place_on_this_machine(folder):
+    (folder / "recipe.yaml").write_text("stage: 2\ntrain_datasets:\n  - path: data/chats.json\n")
+    check_contents(collect(folder)[0])
+    (folder / "recipe.yaml").write_text("train_datasets:\n  - path: chats.json\n    root: /mnt/films/of-clients\n")
+    with pytest.raises(ValueError, match=r"recipe.yaml: `train_datasets.root` is the local path '/mnt/films/"):
+        check_contents(collect(folder)[0])
+
+
 def test_a_folder_that_could_be_a_hub_id(folder, tmp_path, monkeypatch):
     (tmp_path / "runs" / "stage1").mkdir(parents=True)
     (folder / "more.json").write_text('{"base_model_name_or_path": "runs/stage1"}')
@@ -145,7 +156,9 @@ def test_a_folder_that_could_be_a_hub_id(folder, tmp_path, monkeypatch):
 def test_texts_that_are_none(folder):
     (folder / "notes.txt").write_bytes(b"\xff\xfe\xfa")
     (folder / "more.json").write_text("{")
-    with pytest.raises(ValueError, match=r"more.json is no JSON .*notes.txt is no UTF-8 text"):
+    (folder / "recipe.yaml").write_text("[")
+    match = r"(?s)more.json is no JSON .*notes.txt is no UTF-8 text.*recipe.yaml is no YAML"
+    with pytest.raises(ValueError, match=match):
         check_contents(collect(folder)[0])
 
 

@@ -16,6 +16,7 @@ from .hub_repository import ADAPTER, ask_as_a_stranger, repository
 
 # Of an earlier commit, what would mislead whoever loads the repository if the new one does not have it.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER, "*_llama_vid*.py")
+REPLACED += ("provenance.json", "evaluation.json", "about.json", "loss_curve.*")  # what a card is written from
 
 
 @dataclass
@@ -66,12 +67,13 @@ def publish(
 ) -> Publication:
     """
     Put a checkpoint or a LoRA adapter on the Hub, in one commit: weights, configuration, processor, remote code and a
-    model card, which is also written to `README.md` of the folder (a card that was changed by hand is kept).
+    model card, which is also written to `README.md` of the folder (a card that was changed by hand is kept; a trainer's
+    draft becomes `README.md.orig`).
 
     First it is loaded and asked in a process of its own, with `trust_remote_code` and without this package. Only
-    safetensors, JSON, texts, templates, images and this package's remote code go up, and nothing in them may be secret,
-    personal or a path of this machine. If the connection ends, call it again: weights that have arrived are not sent
-    again. Where nothing has changed, there is no commit.
+    safetensors, JSON, texts, templates, images and this package's remote code go up, and nothing in them may be secret
+    or personal, and no value in JSON or YAML a path of this machine. If the connection ends, call it again: weights
+    that have arrived are not sent again. Where nothing has changed, there is no commit.
 
     Args:
         folder (`str` or `Path`):

@@ -100,7 +100,8 @@ def render_card(
         eval_results=[_result(row) for row in evaluation] or None,
     )
     processor = _read(files["processor_config.json"])
-    frame_tokens, fps = processor["frame_seq_length"], processor["video_processor"].get("fps") or 1
+    frame_tokens = processor["frame_seq_length"]
+    sees, film, frames = _sampling(processor["video_processor"])
     known = [step["step"] for step in steps]
     values = {
         "name": name,
@@ -111,8 +112,9 @@ def render_card(
         "license": license,
         "frame_tokens": frame_tokens,
         "image_tokens": f"{processor['image_seq_length']:,}",
-        "fps": f"{fps:g}",
-        "hour_tokens": f"{round(frame_tokens * 3600 * fps):,}",
+        "sees": sees,
+        "film": film,
+        "film_tokens": "-" if frames is None else f"{frame_tokens * frames:,}",
         "untrained": known == ["composition"],
         "about": about,
         "question_in_python": json.dumps(about.get("question", "What is moving?"), ensure_ascii=False),
@@ -131,6 +133,20 @@ def render_card(
     card = ModelCard.from_template(metadata, template_str=template, **values)
     # What is left out leaves its empty lines behind.
     return re.sub(r"\n{3,}", "\n\n", str(card)) + "\n"
+
+
+def _sampling(settings: Mapping[str, Any]) -> tuple[str, str, int | None]:
+    """What is seen of a video, a film of which the cost is told, and its frames."""
+    if not settings.get("do_sample_frames", True):
+        return "every frame", "all frames", None
+    number, most, fps = settings.get("num_frames"), settings.get("max_frames"), settings.get("fps") or 1
+    if number:
+        number = min(number, most or number)
+        return f"{number} frames of a video", f"{number} frames", number
+    rate = f"{fps:g} frame{'s' if fps != 1 else ''} a second"
+    if most and most < 3600 * fps:
+        return f"{rate}, but no more than {most:,} frames", f"{most:,} frames", most
+    return rate, f"an hour at {rate}", round(3600 * fps)
 
 
 def read_evaluation(path: Path | None) -> list[dict[str, Any]]:

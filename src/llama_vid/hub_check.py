@@ -1,7 +1,7 @@
 """
 What a stranger does with a repository: load it with transformers alone and ask about a video. `publish` runs this file
-in a process of its own, where this package is not to be had, on the folder that it is about to upload, and names a file
-for the report: as JSON, the answer or what went wrong.
+in a process of its own, where this package is not to be had, on the folder that it is about to upload (and, of an
+adapter, its base's), and names a file for the report: as JSON, the answer or what went wrong.
 """
 
 import json
@@ -11,20 +11,19 @@ from pathlib import Path
 QUESTION = "What is moving?"
 
 
-def ask(folder: str) -> str:
-    """The answer about two frames of noise; it means nothing, but nothing of the way to it may be missing."""
+def ask(folder: str, base: str | None = None) -> str:
+    """
+    The answer about two frames of noise; it means nothing, but nothing of the way to it may be missing. `base` is the
+    folder of the model that an adapter is for.
+    """
     sys.modules["llama_vid"] = None  # as if it were not installed
     import numpy as np
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    adapter, base, revision = Path(folder, "adapter_config.json"), folder, None
-    if adapter.is_file():
-        config = json.loads(adapter.read_text(encoding="utf-8"))
-        base, revision = config["base_model_name_or_path"], config.get("revision")
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model, loading = AutoModelForImageTextToText.from_pretrained(
-        base, revision=revision or "main", trust_remote_code=True, dtype="auto", output_loading_info=True
+        base or folder, trust_remote_code=True, dtype="auto", output_loading_info=True
     )
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading[problem]:
@@ -32,7 +31,7 @@ def ask(folder: str) -> str:
             raise ValueError(
                 f"{problem.replace('_', ' ')} in the weights: {', '.join(names[:5])} ({len(names)} in all)"
             )
-    if adapter.is_file():
+    if base is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder).eval()
@@ -56,7 +55,7 @@ def ask(folder: str) -> str:
 
 if __name__ == "__main__":
     try:
-        report = {"answer": ask(sys.argv[1])}
+        report = {"answer": ask(*sys.argv[1:-1])}
     except Exception as error:  # of whatever kind: the process that started this one says it
         report = {"error": f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(report), encoding="utf-8")
+    Path(sys.argv[-1]).write_text(json.dumps(report), encoding="utf-8")

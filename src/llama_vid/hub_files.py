@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 import llama_vid.modeling
 
 CARD = "README.md"
+DRAFT = "README.md.orig"  # of a trainer, which the card took the place of
 
 TEXTS = {".json", ".jinja", ".txt", ".md", ".yaml", ".yml"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
@@ -23,8 +26,10 @@ TEXT_NAMES = {"LICENSE", "NOTICE"}
 LEFT_OUT = (
     *("training_args.bin", "trainer_state.json", "optimizer*", "scheduler.*", "scaler.pt", "rng_state*.pth"),
     *("checkpoint-*", "runs", "global_step*", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
-    *(".git", ".gitattributes", ".cache"),
+    *(".git", ".gitattributes", ".cache", DRAFT),
 )
+
+PARSERS = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 
 # Fragments of other people's texts: looks like an address or a path now and then, and is neither.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
@@ -109,8 +114,8 @@ def _refusal(path: Path, root: Path) -> str | None:
 
 def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
     """
-    Look for secrets, e-mail addresses, home directories and paths of this machine in all texts (the package's own code
-    apart) and in the metadata of safetensors.
+    Look for secrets, e-mail addresses and home directories in all texts (the package's own code apart), and for other
+    paths of this machine in the values of JSON and YAML; in the metadata of safetensors, for all of them.
 
     Args:
         files (`Mapping[str, Path]`): Files by their path in the repository.
@@ -129,6 +134,7 @@ def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
                 found.append(f"{name} is no readable safetensors file ({error})")
                 continue
             found += find_private(name, json.dumps(metadata), token)
+            found += find_local_paths(name, metadata)
         elif path.suffix in TEXTS or path.name in TEXT_NAMES:
             try:
                 text = path.read_text(encoding="utf-8")
@@ -136,8 +142,11 @@ def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
                 found.append(f"{name} is no UTF-8 text")
                 continue
             found += find_private(name, text, token)
-            if path.suffix == ".json":
-                found += find_local_paths(name, text)
+            if path.suffix in PARSERS and path.name not in VOCABULARIES:
+                try:
+                    found += find_local_paths(name, PARSERS[path.suffix](text))
+                except (ValueError, yaml.YAMLError) as error:
+                    found.append(f"{name} is no {path.suffix[1:].upper()} ({error})")
     if found:
         raise ValueError(f"This must not go to the Hub: {'; '.join(found)}. Remove it and publish again.")
 
@@ -154,15 +163,10 @@ def find_private(name: str, text: str, token: str | None = None) -> list[str]:
     return [f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {kind}" for kind, match in matches if match]
 
 
-def find_local_paths(name: str, text: str) -> list[str]:
-    """Values of a JSON file that name a place on this machine, as sentences."""
-    try:
-        values = _strings(json.loads(text))
-    except ValueError as error:
-        return [f"{name} is no JSON ({error})"]
-    if Path(name).name in VOCABULARIES:
-        return []
-    return [f"{name}: `{key}` is the local path {value!r}" for key, value in values if _is_local_path(key, value)]
+def find_local_paths(name: str, content: Any) -> list[str]:
+    """Values of what a file holds that name a place on this machine, as sentences."""
+    strings = _strings(content)
+    return [f"{name}: `{key}` is the local path {value!r}" for key, value in strings if _is_local_path(key, value)]
 
 
 def _is_local_path(key: str, value: str) -> bool:

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .hub_card import is_written_by_hand, render_card
-from .hub_files import CARD, check_contents, code_files, collect, find_private
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from .hub_card import MARKER, is_written_by_hand, render_card
+from .hub_files import CARD, DRAFT, check_contents, code_files, collect, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
 from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
 from .whole_files import write_text
 
 ADAPTER = "adapter_config.json"
+# Of a base.
+WEIGHT_FILES = ["*.safetensors", "*.json"]
 
 
 @dataclass
@@ -89,7 +94,8 @@ def repository(
 
 def ask_as_a_stranger(files: Mapping[str, Path], token: str | None = None) -> str:
     """
-    Load the files in a process of its own, with transformers and their own code alone, and ask something.
+    Load the files in a process of its own, with transformers and this package's remote code alone, and ask something.
+    Of an adapter's base the weights are downloaded, and never code, which nobody here has looked at.
 
     Args:
         files (`Mapping[str, Path]`): Files by their path in the repository.
@@ -102,20 +108,42 @@ def ask_as_a_stranger(files: Mapping[str, Path], token: str | None = None) -> st
         ValueError: if that fails, with the reason.
     """
     with TemporaryDirectory() as work:
-        for name, path in files.items():
-            place = Path(work, "repository", name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path.resolve())
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(work, "modules"))}
-        if ADAPTER not in files:
-            environment["HF_HUB_OFFLINE"] = "1"  # everything must be there
-        elif token is not None:
-            environment["HF_TOKEN"] = token
-        report = _run("hub_check.py", [Path(work, "repository")], environment)
+        folders = {"the folder": Path(work, "repository")}
+        _link(files, folders["the folder"])
+        if ADAPTER in files:
+            folders["the base"] = Path(work, "base")
+            _link({**_base_files(files[ADAPTER], token), **code_files()}, folders["the base"])
+        # Everything must be there.
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(work, "modules")), "HF_HUB_OFFLINE": "1"}
+        report = _run("hub_check.py", [*folders.values()], environment)
         if "error" in report:
-            reason = report["error"].replace(str(Path(work, "repository")), "the folder")
+            reason = report["error"]
+            for name, folder in folders.items():
+                reason = reason.replace(str(folder), name)
             raise ValueError(f"What was to be published does not load and answer on its own: {reason}")
         return report["answer"]
+
+
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    """A folder of links to files, by their names in it."""
+    for name, path in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve())
+
+
+def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
+    """Weights, configuration and tokenizers of the model on the Hub that an adapter is for, by name."""
+    config = json.loads(adapter.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    try:
+        snapshot = snapshot_download(base, revision=config.get("revision"), token=token, allow_patterns=WEIGHT_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"The base `{base}` that {ADAPTER} names cannot be had from the Hub ({type(error).__name__}): check the "
+            "name, the revision and that the token may read it."
+        ) from error
+    return {path.relative_to(snapshot).as_posix(): path for path in Path(snapshot).rglob("*") if path.is_file()}
 
 
 def _base(folder: Path, files: Mapping[str, Path]) -> tuple[str | None, str | None]:
@@ -170,6 +198,8 @@ def _check_kinds(folder: Path, files: Mapping[str, Path]) -> None:
 
 def _write_card(path: Path, text: str) -> None:
     try:
+        if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+            os.replace(path, path.with_name(DRAFT))  # a trainer's, in which somebody may have written nevertheless
         write_text(path, text)
     except OSError as error:
         raise OSError(error.errno, f"The card cannot be written to `{path}`: {error.strerror}") from error
