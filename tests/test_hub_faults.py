@@ -111,7 +111,7 @@ FAULTS = {
     "a base that is not there": (
         spoil_base,
         [],
-        "The base `someone/nothing` that adapter_config.json names cannot be had from the Hub (RepositoryNotFoundError)",
+        "The base `someone/nothing` that adapter_config.json names cannot be had from the Hub (RepositoryNotFound",
     ),
     "a full disk": (spoil_nothing, ["--full"], "The card cannot be written to"),
     "no adapter": (spoil_nothing, ["--merge"], "`merge` is for adapters"),

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import AutoVideoProcessor
 
+from llama_vid.data.media import features_name
 from llama_vid.modeling import LlamaVidConfig, LlamaVidVideoProcessor
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
 from llama_vid.modeling.video_features_llama_vid import (
@@ -194,13 +195,10 @@ def feature_paths(videos: Sequence[str | os.PathLike], output: str | os.PathLike
     }
     count = Counter(stem.lower() for stem in stems.values())  # some file systems do not tell Film from film
 
-    def file_name(name: str, stem: str) -> str:
-        if stem and count[stem.lower()] == 1:
-            return f"{stem}.safetensors"
-        place = name if _is_url(name) else os.path.abspath(name)
-        return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
-
-    return {name: Path(output) / file_name(name, stem) for name, stem in stems.items()}
+    return {
+        name: Path(output) / features_name(stem, name, is_alone=count[stem.lower()] == 1)
+        for name, stem in stems.items()
+    }
 
 
 class _Extractor:

@@ -132,7 +132,7 @@ def test_no_key_of_a_part_names_files_elsewhere():
         ({"messages": [user("a"), {"content": "b"}]}, "turn 1 is"),
         ({"messages": [user({"type": "audio"}), assistant("b")]}, "Unknown content type 'audio'"),
         ({"messages": [user({"type": "text"}), assistant("b")]}, "a part of type text of the user's has no `text`"),
-        ({"messages": [user("a"), assistant("b", A)]}, "the assistant's turn has a visual or a placeholder"),
+        ({"messages": [user("a"), assistant("b", A)]}, "the assistant's turn has a visual: only the user's"),
         ({"messages": [user(A, "a"), assistant("b")], "images": ["b.jpg"]}, "0 `<image>` placeholders for 1 images"),
         ({"prompt": "a", "completion": "b", "images": [5]}, "the name of a file is expected, found 5"),
     ],

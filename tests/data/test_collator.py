@@ -21,6 +21,7 @@ from llama_vid.data.collator import IGNORED, BadSampleError, LlamaVidDataCollato
 from llama_vid.features import extract_features
 from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
+from llama_vid.modeling.video_features_llama_vid import encoder_fingerprint
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "x2_mixed_batch_labels"
 
@@ -176,6 +177,12 @@ def test_features_and_files_in_a_batch(processor, clip, picture, tmp_path):
         found, expected = (model(**batch, use_cache=False) for batch in (mixed, plain))
     torch.testing.assert_close(found.loss, expected.loss, atol=2e-4, rtol=1e-4)
 
+    collator.encoder = encoder_fingerprint(model.model.vision_tower, model.config)
+    assert torch.equal(collator([kept])["video_features"], mixed["video_features"])
+    collator.encoder = "0" * 64
+    with pytest.raises(BadSampleError, match=r"film.safetensors holds features of the vision tower"):
+        collator([kept])
+
 
 def word_tokenizer(number: int) -> PreTrainedTokenizerFast:
     """Every id is a word: `w017` is 17."""
@@ -271,6 +278,17 @@ def test_pictures_that_break_in_any_way_are_bad_samples(processor, picture, tmp_
     collator = LlamaVidDataCollator(processor, on_bad_sample="skip")
     for source in (str(tmp_path / "broken.png"), "http://localhost:9/a.png"):
         assert not collator.is_good({"messages": [user({"type": "image", "path": source}, "What?"), assistant("No.")]})
+
+
+def test_chats_that_a_template_refuses_are_bad_samples(processor):
+    template = "{% for message in messages if message['role'] == 'system' %}{{ raise_exception('No system text.') }}"
+    template += "{% endfor %}" + CHAT_TEMPLATES["chatml"]
+    collator = LlamaVidDataCollator(processor, chat_template=template)
+    sample = {"id": 5, "messages": [user("Is there any?"), assistant("No.")]}
+    assert len(collator([sample])["input_ids"]) == 1
+    sample["messages"].insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})
+    with pytest.raises(BadSampleError, match="The sample id=5: No system text"):
+        collator([sample])
 
 
 def test_a_batch_without_a_good_sample_moves_nothing(processor):

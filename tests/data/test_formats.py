@@ -10,6 +10,7 @@ from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
 from llama_vid.data.formats import READERS, read_records
+from llama_vid.data.records import BadSampleError
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 
 
@@ -225,7 +226,6 @@ def test_messages_in_json_and_json_lines(write, tmp_path):
         ("llava", {"conversations": ["a"]}, "turn 0 is from None"),
         ("llava", {"conversations": chat("<image>", "b")}, "1 `<image>` placeholders for 0 images"),
         ("llava", {"image": ["a", "b"], "conversations": chat("<image>", "b")}, "1 `<image>` placeholders for 2"),
-        ("llava", {"image": "a", "conversations": chat("<image>", "<image>")}, "the assistant's turn has a visual or"),
         ("llava", {"image": "a", "video": "b", "conversations": chat("a", "b")}, "`image` and `video` are both there"),
         ("llava", {"image": 5, "conversations": chat("a", "b")}, "the name of a file is expected, found 5"),
         ("llava", {"image": "../a.jpg", "conversations": chat("a", "b")}, "'../a.jpg' leads out of the folder"),
@@ -242,6 +242,26 @@ def test_bad_records(write, format, record, message):
         messages_of(path, format)
 
 
+def test_tags_of_html_are_words(write):
+    conversation = chat("How do I write a <video> tag,\nand <image>?", "As <video>.\n<image> is none.")
+    [messages] = messages_of(write([{"conversations": conversation}]), "llava")
+    words = ["How do I write a < video> tag,\nand < image>?", "As < video>.\n< image> is none."]
+    assert [message["content"] for message in messages] == [[{"type": "text", "text": text}] for text in words]
+
+
+def test_bad_records_may_be_skipped(write, caplog):
+    rows = [{"id": i, "conversations": chat("a", "b")} for i in range(150)]
+    for i in range(7):
+        rows[20 * i] = {"id": i, "conversations": [gpt("a"), human("b")]} if i else "no object"
+    path = write(rows)
+    assert len(list(read_records(path, "llava", on_bad_sample="skip"))) == 143
+    assert "Skipped: " + f"{path}, record 0: this is 'no object'" in caplog.text
+    assert f"{path}, record 120 (id 6): roles are out of order" in caplog.text
+    assert f"Skipped 7 of 150 records, of which the last is {path}, record 149 (id 149)" in caplog.text
+    with pytest.raises(BadSampleError, match=r"7 of 150 samples were skipped, more than max_skipped_share=0\.04"):
+        list(read_records(path, "llava", on_bad_sample="skip", max_skipped_share=0.04))
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
@@ -249,7 +269,7 @@ def test_bad_records(write, format, record, message):
         ('{"a": 1}\n{"a": 2}', "data.json", r"Extra data \(line 2, column 1\).* one record a line is called \.jsonl"),
         ('{"prompt": "a", "completion": "b"}\n{"a', "data.jsonl", r"data\.jsonl is not JSON: .* \(line 2, column 2\)"),
         ('{"a": 1}', "data.json", r"data\.json holds dict instead of a list of records"),
-        ("[1]", "data.json", r"data\.json, record 0 is 1: an object with a conversation is expected"),
+        ("[1]", "data.json", r"data\.json, record 0: this is 1: an object with a conversation is expected"),
         ("", "data.csv", r"data\.csv is neither \.json nor \.jsonl: only `load_mixture` reads it"),
     ],
 )

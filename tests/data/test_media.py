@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama_vid.data.media import Media, check_media
+from llama_vid.features import feature_paths
 
 
 def test_names_are_relative_to_the_root_or_the_data_file():
@@ -50,6 +51,32 @@ def test_features_take_the_place_of_videos():
     assert media.video("x/a.safetensors") == {"type": "video", "features": "features/x/a.safetensors"}
     with pytest.raises(ValueError, match="leads out of the folder"):
         media.video("../a.mp4")
+
+
+def test_features_of_videos_with_equal_stems(tmp_path):
+    """They are named apart where they were extracted together; one must not stand for the other."""
+    videos = [tmp_path / "clips" / folder / "001.mp4" for folder in "ab"]
+    media = Media(tmp_path, tmp_path / "clips", tmp_path / "features")
+    alone = feature_paths(videos[:1], tmp_path / "features")[str(videos[0])]
+    assert media.video("a/001.mp4")["features"] == media.video("./a/001.mp4")["features"] == str(alone)
+    with pytest.raises(ValueError, match=r"a/001\.mp4 and .*b/001\.mp4 would both have the features"):
+        media.video("b/001.mp4")
+    together = feature_paths(videos, tmp_path / "features")
+    (tmp_path / "features").mkdir()
+    for path in together.values():
+        path.touch()
+    found = [media.video(f"{folder}/001.mp4")["features"] for folder in "ab"]
+    assert found == [str(together[str(video)]) for video in videos]
+
+
+def test_names_with_dots_keep_them():
+    media = Media(Path("data"), "media", "features")
+    names = ["Mr. Nobody", "clip_1.5s", "Mr. Nobody.mkv", "a.MOV"]
+    stems = ["Mr. Nobody", "clip_1.5s", "Mr. Nobody", "a"]
+    assert [media.video(name)["features"] for name in names[:2] + names[3:]] == [
+        f"features/{stem}.safetensors" for stem in stems[:2] + stems[3:]
+    ]
+    assert [media.with_suffix(name) for name in names] == ["Mr. Nobody.mp4", "clip_1.5s.mp4", *names[2:]]
 
 
 def test_subtitles_lie_in_their_folder_or_beside_the_film(tmp_path):

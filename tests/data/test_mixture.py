@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from transformers import AutoProcessor
 
 from llama_vid.data.media import check_media
 from llama_vid.data.mixture import DatasetConfig, check_lengths, load_mixture
-from llama_vid.data.records import to_messages
+from llama_vid.data.records import BadSampleError, to_messages
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,13 @@ def test_streams_are_shuffled_anew_in_each_epoch(write):
     assert sorted(first) == sorted(answers(stream)) == sorted(map(str, range(50)))
     assert first != [*map(str, range(50))]
     assert first != answers(stream)
+
+
+def test_streams_without_an_end(write):
+    stream = load_mixture([{"path": write("a.json", range(50))}], seed=0, streaming=True, endless=True)
+    drawn = answers(islice(stream, 1000))
+    assert set(drawn) == {str(i) for i in range(50)}
+    assert drawn[:500] != drawn[500:]
 
 
 def test_streams_pass_through_data_loaders(write):
@@ -264,12 +273,26 @@ def test_unknown_splits(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_bad_records_say_where_they_are(tmp_path, streaming):
-    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "<image>"}]
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "<image>", "completion": "b"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
     for name in ("a.json", "b.parquet"):
-        with pytest.raises(ValueError, match=rf"{name}, record 1: the assistant's turn has a visual"):
-            list(load_mixture([{"path": str(tmp_path / name)}], seed=0, streaming=streaming))
+        config = {"path": str(tmp_path / name)}
+        with pytest.raises(ValueError, match=rf"{name}, record 1: 1 `<image>` placeholders for 0 images"):
+            list(load_mixture([config], seed=0, streaming=streaming))
+        rest = load_mixture([config], seed=0, streaming=streaming, on_bad_sample="skip")
+        assert [row["source"] for row in rest] == [f"{tmp_path / name}, record 0"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.parquet"])
+def test_too_many_bad_records(tmp_path, name):
+    rows = [{"prompt": "<image>" if i < 10 else "a", "completion": "b"} for i in range(100)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
+    load = partial(load_mixture, [{"path": str(tmp_path / name)}], seed=0, on_bad_sample="skip")
+    assert len(load(max_skipped_share=0.1)) == 90
+    with pytest.raises(BadSampleError, match=r"10 of 100 samples were skipped, more than max_skipped_share=0\.05"):
+        load()
 
 
 def test_missing_files(tmp_path):

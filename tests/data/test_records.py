@@ -9,7 +9,7 @@ from small_chats import assistant, from_messages, image, picture, user
 from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
-from llama_vid.data.records import make_record, row_features, to_messages, to_row
+from llama_vid.data.records import good_records, make_record, row_features, to_messages, to_row
 
 
 def encoded(image, format: str = "PNG", **options) -> bytes:
@@ -70,5 +70,6 @@ def test_damaged_attachments():
 
 
 def test_errors_begin_with_the_record():
+    record = make_record("data.json, record 3", lambda: int("x"), {})
     with pytest.raises(ValueError, match=r"^data\.json, record 3: invalid literal"):
-        make_record("data.json, record 3", lambda: int("x"), {})
+        list(good_records([record]))

@@ -14,6 +14,8 @@ from small_checkpoint import UNTRAINED
 from small_recipes import llava, recipe, turns, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from llama_vid.data.collator import BadSampleError
+from llama_vid.features import extract_features
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.session import ask
 from llama_vid.training.module_names import STAGE_MODULES
@@ -36,6 +38,26 @@ def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stag
         picture.verify()
     assert ask(data / "clip.mp4", "What moves?", model=tmp_path / "run", max_new_tokens=2).num_frames == 3
     assert (tmp_path / "run" / "modeling_llama_vid.py").exists()
+
+    assert trainer.get_train_dataloader().device is None  # a batch waits on the host until its step comes
+
+
+def test_features_of_another_encoder(data, tmp_path):
+    other = AutoModelForImageTextToText.from_pretrained(UNTRAINED)
+    other.model.vision_tower.embeddings.patch_embedding.weight.data += 1
+    other.save_pretrained(tmp_path / "other")
+    AutoProcessor.from_pretrained(UNTRAINED).save_pretrained(tmp_path / "other")
+    chats = [{"video": "clip.mp4", "conversations": turns("<video>\nWhat moves?", "A bar.")}]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    for model, name in ((UNTRAINED, "same"), (tmp_path / "other", "other")):
+        extract_features(data / "clip.mp4", tmp_path / name, model=model)
+        sets = [{"path": str(tmp_path / "chats.json"), "format": "llava", "features_root": str(tmp_path / name)}]
+        path = recipe(tmp_path, data, 3, train_datasets=sets, max_steps=1)
+        if name == "same":
+            train(["--config", path])
+        else:
+            with pytest.raises(BadSampleError, match=r"clip.safetensors holds features of the vision tower"):
+                train(["--config", path])
 
 
 def test_lora_of_stage_2(data, tmp_path):

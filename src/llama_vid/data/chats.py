@@ -26,7 +26,7 @@ def build_chat(
 
     Args:
         turns (`Iterable` of `(role, content)`):
-            Text, or parts of messages. `<image>` and `<video>` in a user's words are placeholders.
+            Text, or parts of messages. `<image>` and `<video>` in a user's words are placeholders, in others' words.
         visuals (`dict[str, list[dict]]`, *optional*):
             Parts for the placeholders, by kind (`image`, `video`) and in order. Where a user's turns have no visual and
             no placeholder of that kind, they stand in front of the first.
@@ -86,6 +86,11 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
+def as_words(placeholder: re.Match) -> str:
+    """A placeholder that is none, such as a tag of HTML: a space keeps it from being read as one."""
+    return f"< {placeholder[0][1:]}"
+
+
 def as_list(value: Any) -> list:
     """One or several values, or none."""
     if value is None:
@@ -98,9 +103,11 @@ def _parts(role: str, content: str | list[dict]) -> list[dict]:
     for part in parts:
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ValueError(f"a part of type text of the {role}'s has no `text`.")
-        if role != "user" and (part["type"] != "text" or PLACEHOLDER.search(part["text"])):
-            raise ValueError(f"the {role}'s turn has a visual or a placeholder: only the user's can show something.")
-    return [piece for part in parts for piece in _pieces(part)] if role == "user" else parts
+        if role != "user" and part["type"] != "text":
+            raise ValueError(f"the {role}'s turn has a visual: only the user's can show something.")
+    if role == "user":
+        return [piece for part in parts for piece in _pieces(part)]
+    return [{**part, "text": PLACEHOLDER.sub(as_words, part["text"])} for part in parts]
 
 
 def _pieces(part: dict) -> list[dict]:

@@ -4,32 +4,27 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from packaging.version import Version
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llama_vid.data.records import to_messages
+from llama_vid.data.records import BadSampleError, check_skipped_share, to_messages
 from llama_vid.modeling import LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import find_chat_template
 from llama_vid.modeling.messages_llama_vid import normalize_messages
+from llama_vid.modeling.video_features_llama_vid import VideoFeatures
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 
-# A share of bad samples says little before so many have been seen.
-SEEN_BEFORE_CAP = 100
-
-
 # Fields by which people find a sample.
 NAMES = ("id", "source", "video", "image")
-
-
-class BadSampleError(ValueError):
-    """A sample that cannot be trained on; the message names it, and says why."""
 
 
 @dataclass
@@ -53,6 +48,8 @@ class LlamaVidDataCollator:
         max_skipped_share (`float`, *optional*, defaults to 0.05):
             With `on_bad_sample="skip"`, the share of skipped samples, after the first hundred, that ends the training.
         pad_to_multiple_of (`int`, *optional*): Lengths of batches are multiples of it.
+        encoder (`str`, *optional*):
+            The `encoder_fingerprint` of the model's vision tower; features of another one are bad samples then.
 
     Raises:
         BadSampleError: from a call, for a bad sample, or too many of them.
@@ -66,6 +63,7 @@ class LlamaVidDataCollator:
     on_bad_sample: str = "raise"
     max_skipped_share: float = 0.05
     pad_to_multiple_of: int | None = None
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         if self.on_bad_sample not in ("raise", "skip"):
@@ -117,11 +115,7 @@ class LlamaVidDataCollator:
         """The examples that can be trained on. Raises BadSampleError if too many were left out so far."""
         good = [example for example in examples if self.is_good(example)]
         self._counts[1] += len(examples) - len(good)
-        if self.num_seen >= SEEN_BEFORE_CAP and self.num_skipped > self.max_skipped_share * self.num_seen:
-            raise BadSampleError(
-                f"{self.num_skipped} of {self.num_seen} samples were skipped, more than max_skipped_share="
-                f"{self.max_skipped_share}: the log above says why. Repair the data, or raise the share."
-            )
+        check_skipped_share(self.num_skipped, self.num_seen, self.max_skipped_share)
         return good
 
     def _batch(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
@@ -139,6 +133,7 @@ class LlamaVidDataCollator:
         (options if since_5_23 else texts)["return_text_replacement_offsets"] = True
         try:
             conversations = [normalize_messages(to_messages(example)) for example in examples]
+            self._check_features(conversations)
             batch = self.processor.apply_chat_template(
                 conversations,
                 chat_template=self.chat_template,
@@ -147,7 +142,7 @@ class LlamaVidDataCollator:
                 return_tensors="pt",
                 processor_kwargs=options,
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, jinja2.TemplateError) as error:  # templates may refuse a chat
             raise BadSampleError(f"{_name(examples)}: {error}") from error
         lengths = batch["attention_mask"].sum(-1).tolist()
         for example, length in zip(examples, lengths, strict=True):
@@ -162,6 +157,15 @@ class LlamaVidDataCollator:
         placeholders = torch.tensor([self.processor.image_token_id, self.processor.video_token_id])
         is_label = is_spoken & batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], placeholders)
         return {**batch, "labels": batch["input_ids"].masked_fill(~is_label, IGNORED)}
+
+    def _check_features(self, conversations: list[list[dict]]) -> None:
+        """Raises ValueError for a file of another encoder's features."""
+        if self.encoder is None:
+            return
+        parts = [part for messages in conversations for message in messages for part in message["content"]]
+        files = [part["features"] for part in parts if isinstance(part, dict) and "features" in part]
+        for path in {str(file) for file in files if isinstance(file, str | Path)}:
+            VideoFeatures(path).check(encoder=self.encoder)
 
     def _nothing(self) -> dict[str, torch.Tensor]:
         """A batch that moves no weight: other processes wait for one from each."""

@@ -10,14 +10,15 @@ import csv
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_vid.data.chats import PLACEHOLDER, as_list, build_chat, messages_of_row, text_part
+from llama_vid.data.chats import PLACEHOLDER, as_list, as_words, build_chat, messages_of_row, text_part
 from llama_vid.data.media import Media
-from llama_vid.data.records import make_record
+from llama_vid.data.records import good_records, make_record
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 JSON_SUFFIXES = (".json", ".jsonl")
+
+# Of texts about HTML and the like.
+WITHIN_LINE = re.compile(rf"(?<=[^\n]){PLACEHOLDER.pattern}|{PLACEHOLDER.pattern}(?=[^\n])")
 
 
 def read_records(
@@ -34,6 +38,8 @@ def read_records(
     root: str | os.PathLike | None = None,
     features_root: str | os.PathLike | None = None,
     subtitles_root: str | os.PathLike | None = None,
+    on_bad_sample: str = "raise",
+    max_skipped_share: float = 0.05,
 ) -> Iterator[dict[str, Any]]:
     """
     Read a data file. The files that it names are not looked for (see [`check_media`]), except subtitles of films.
@@ -48,6 +54,10 @@ def read_records(
             A folder that `llama-vid features` wrote: videos are taken from there, by their stems.
         subtitles_root (`str` or `PathLike`, *optional*):
             The folder of films' subtitles; by default they are looked for beside the features or videos.
+        on_bad_sample (`str`, *optional*, defaults to `"raise"`):
+            `"skip"` leaves out records whose chat or names make no sense, and logs each.
+        max_skipped_share (`float`, *optional*, defaults to 0.05):
+            Of a hundred records and more, the share of them that is too much.
 
     Returns:
         `Iterator[dict]` of `messages` and `source`.
@@ -56,19 +66,22 @@ def read_records(
         FileNotFoundError: no such data file.
         ValueError: an unknown format; while iterating, a file that is not JSON or lacks columns, or a record whose chat
             or names make no sense. Messages say where it stands.
+        BadSampleError: while iterating, too many skipped records.
     """
     if format not in READERS:
         raise ValueError(f"`format={format!r}` is unknown: use one of {', '.join(READERS)}.")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Data file {path} does not exist: check `path`.")
-    return READERS[format](path, Media(path.parent, root, features_root, subtitles_root))
+    records = READERS[format](path, Media(path.parent, root, features_root, subtitles_root))
+    return good_records(records, on_bad_sample, max_skipped_share)
 
 
 def read_llava(path: Path, media: Media) -> Iterator[dict[str, Any]]:
     """
     LLaVA's JSON: `{"id", "image" or "video" (one or a list; optional), "conversations": [{"from": "human" or "gpt",
-    "value"}]}`. Placeholders may stand anywhere in a human turn, and say `<image>` for a video too.
+    "value"}]}`. Placeholders may stand anywhere in a human turn, and say `<image>` for a video too; in a record without
+    visuals, they are words within a line.
     """
     return _read_json(path, partial(_llava, media=media))
 
@@ -95,7 +108,7 @@ def read_long_video_qa(path: Path, media: Media) -> Iterator[dict[str, Any]]:
     total = without = 0
     for record in _read_json(path, partial(_long_video_qa, media=media)):
         total += 1
-        without += not any("subtitles" in part for part in record["messages"][-2]["content"])
+        without += not any("subtitles" in part for message in record["messages"] for part in message["content"])
         yield record
     if without:
         logger.warning("%s: no subtitles were found for the films of %d among %d records.", path, without, total)
@@ -139,10 +152,15 @@ def _read_json(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[di
     """The records of a JSON list or of JSON Lines, whose messages `convert` makes."""
     for number, record in enumerate(_json_records(path)):
         source = f"{path}, record {number}"
-        if not isinstance(record, dict):
-            raise ValueError(f"{source} is {record!r:.100}: an object with a conversation is expected.")
-        source += f" (id {record['id']!r})" if "id" in record else ""
-        yield make_record(source, partial(convert, record), record)
+        given = record if isinstance(record, dict) else {}
+        source += f" (id {given['id']!r})" if "id" in given else ""
+        yield make_record(source, partial(_converted, record, convert), given)
+
+
+def _converted(record: Any, convert: Callable[[dict], list[dict]]) -> list[dict]:
+    if not isinstance(record, dict):
+        raise ValueError(f"this is {record!r:.100}: an object with a conversation is expected.")
+    return convert(record)
 
 
 def _json_records(path: Path) -> Iterator[Any]:
@@ -175,6 +193,8 @@ def _llava(record: dict, media: Media) -> list[dict]:
     if visuals:
         [kind] = visuals
         turns = [(role, PLACEHOLDER.sub(f"<{kind}>", words)) for role, words in turns]
+    else:
+        turns = [(role, WITHIN_LINE.sub(as_words, words)) for role, words in turns]
     return build_chat(turns, visuals)
 
 

@@ -1,14 +1,17 @@
 """The files of a data set: from names in its records to parts of messages, within the folders that are theirs."""
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+# Behind another dot there may be a name: "Mr. Nobody", "clip_1.5s".
+SUFFIXES = (*VIDEO_SUFFIXES, ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".m2ts", ".3gp", ".ogv", ".gif", ".tar")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Media:
         folder (`Path`, *optional*): The data file's folder, for relative names where there is no root.
         root (`str` or `PathLike`, *optional*): The folder of images and videos.
         features_root (`str` or `PathLike`, *optional*):
-            The folder in which `llama-vid features` wrote each video as `<stem>.safetensors`: instead of videos.
+            The folder in which `llama-vid features` wrote the videos, to be read instead of them.
         subtitles_root (`str` or `PathLike`, *optional*): The folder of subtitles, `<stem>.srt` or `<stem>.vtt`.
     """
 
@@ -30,6 +33,7 @@ class Media:
     root: str | os.PathLike | None = None
     features_root: str | os.PathLike | None = None
     subtitles_root: str | os.PathLike | None = None
+    _owners: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)  # of features' files
 
     def path(self, name: str, root: str | os.PathLike | None = None) -> str:
         """
@@ -80,12 +84,26 @@ class Media:
         path = self.path(name)
         if self.features_root is None:
             return {"type": "video", "path": path}
-        return {"type": "video", "features": self.path(f"{_stem(name)}.safetensors", self.features_root)}
+        return {"type": "video", "features": self._features(_stem(name), path)}
+
+    def _features(self, stem: str, path: str) -> str:
+        """A video's file of features, by the rule of `feature_paths`. Raises ValueError if it is another video's."""
+        apart = self.path(features_name(stem, path, is_alone=False), self.features_root)
+        if os.path.isfile(apart):
+            return apart
+        features = self.path(features_name(stem, path, is_alone=True), self.features_root)
+        owner = self._owners.setdefault(features, path)
+        if owner != path:
+            raise ValueError(
+                f"{owner} and {path} would both have the features {features}: pass both videos to one `llama-vid "
+                "features`, which names them apart."
+            )
+        return features
 
     def film(self, name: str) -> dict[str, Any]:
         """As [`~Media.video`], with its subtitles if there are any: without a folder of them, beside the video."""
         root = self.features_root if self.subtitles_root is None else self.subtitles_root
-        stem = PurePosixPath(name).with_suffix("") if root is None else _stem(name)
+        stem = _without_suffix(name) if root is None else _stem(name)
         files = (self.path(f"{stem}{suffix}", root) for suffix in (".srt", ".vtt"))
         subtitles = next(filter(os.path.isfile, files), None)
         return self.video(name) if subtitles is None else {**self.video(name), "subtitles": subtitles}
@@ -93,7 +111,7 @@ class Media:
     def with_suffix(self, name: str) -> str:
         """A video's file name from its id: with the suffix of the file that is there, `.mp4` if there is none."""
         path = self.path(name)
-        if PurePosixPath(name).suffix or os.path.exists(path):  # also a folder of frames
+        if _without_suffix(name) != name or os.path.exists(path):  # also a folder of frames
             return name
         return name + next((suffix for suffix in VIDEO_SUFFIXES if os.path.isfile(path + suffix)), ".mp4")
 
@@ -119,8 +137,21 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
     return [path for path in paths if not os.path.exists(path)]
 
 
+def features_name(stem: str, place: str, *, is_alone: bool) -> str:
+    """The name of a video's file of features: its stem, and a hash of its place where others have the same stem."""
+    if stem and is_alone:
+        return f"{stem}.safetensors"
+    place = place if _is_url(place) else os.path.abspath(place)
+    return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
+
+
 def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
+    return _without_suffix(PurePosixPath(name).name)
+
+
+def _without_suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
 
 
 def _is_url(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llama_vid.data.chats import messages_of_row
 from llama_vid.data.formats import JSON_SUFFIXES, READERS, read_records
 from llama_vid.data.media import Media
-from llama_vid.data.records import make_record, row_features, to_row
+from llama_vid.data.records import check_skipped_share, good_records, make_record, row_features, to_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +80,13 @@ class DatasetConfig:
 
 
 def load_mixture(
-    configs: Sequence[DatasetConfig | Mapping[str, Any]], *, seed: int, streaming: bool = False
+    configs: Sequence[DatasetConfig | Mapping[str, Any]],
+    *,
+    seed: int,
+    streaming: bool = False,
+    endless: bool = False,
+    on_bad_sample: str = "raise",
+    max_skipped_share: float = 0.05,
 ) -> "Dataset | IterableDataset":
     """
     Load data sets as one.
@@ -92,6 +98,13 @@ def load_mixture(
         configs (`Sequence[DatasetConfig]`): The data sets, or mappings of their fields.
         seed (`int`): Decides which records a `weight` draws or repeats, and the order of a stream.
         streaming (`bool`, *optional*, defaults to `False`): Read while training.
+        endless (`bool`, *optional*, defaults to `False`):
+            Whether a stream begins again when it ends: processes that share it come to its end at different steps.
+        on_bad_sample (`str`, *optional*, defaults to `"raise"`):
+            `"skip"` leaves out records whose chat or names make no sense, and logs each.
+        max_skipped_share (`float`, *optional*, defaults to 0.05):
+            The share of them in a data set of a hundred records and more that is too much; a stream under a Hub id has
+            no end at which it would be found.
 
     Returns:
         `Dataset`, one data set after another (the trainer shuffles); or `IterableDataset`, drawn by the weights until
@@ -102,19 +115,22 @@ def load_mixture(
         FileNotFoundError: no such data file.
         ValueError: no configs, a data set without records, or what [`read_records`] raises; for files in a stream,
             while iterating.
+        BadSampleError: too many skipped records; for files in a stream, while iterating.
     """
     from datasets import concatenate_datasets, interleave_datasets
 
     if not configs:
         raise ValueError("`configs` is empty: list at least one data set.")
     configs = [given if isinstance(given, DatasetConfig) else DatasetConfig.from_mapping(given) for given in configs]
-    parts = [_load(config, streaming) for config in configs]
+    parts = [_load(config, streaming, on_bad_sample, max_skipped_share) for config in configs]
     if not streaming:
         parts = [_weighted(part, configs[i].weight, Random(f"{seed}/{i}")) for i, part in enumerate(parts)]
         return concatenate_datasets(parts)
     total = sum(config.weight for config in configs)
     shares = [config.weight / total for config in configs]
     mixture = interleave_datasets(parts, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+    if endless:
+        mixture = mixture.repeat(None)
     return mixture.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
 
 
@@ -133,28 +149,34 @@ def check_lengths(dataset: "Dataset", strategy: str) -> None:
         )
 
 
-def _load(config: DatasetConfig, streaming: bool) -> "Dataset | IterableDataset":
+def _load(
+    config: DatasetConfig, streaming: bool, on_bad_sample: str, max_skipped_share: float
+) -> "Dataset | IterableDataset":
     from datasets import Dataset, IterableDataset
 
     if config.format == "messages" and Path(config.path).suffix not in JSON_SUFFIXES:
-        return _load_source(config, streaming)
+        return _load_source(config, streaming, on_bad_sample, max_skipped_share)
+    arguments = {"config": config, "on_bad_sample": on_bad_sample, "max_skipped_share": max_skipped_share}
     if streaming:
-        return IterableDataset.from_generator(_rows, features=row_features(), gen_kwargs={"config": config})
-    return Dataset.from_list(list(_rows(config)), features=row_features())
+        return IterableDataset.from_generator(_rows, features=row_features(), gen_kwargs=arguments)
+    return Dataset.from_list(list(_rows(**arguments)), features=row_features())
 
 
-def _rows(config: DatasetConfig) -> Iterator[dict[str, Any]]:
+def _rows(config: DatasetConfig, **bad_samples) -> Iterator[dict[str, Any]]:
     """The rows of a data file."""
     roots = {"root": config.root, "features_root": config.features_root, "subtitles_root": config.subtitles_root}
+    records = read_records(config.path, config.format, **roots, **bad_samples)
     row = None
-    for record in islice(read_records(config.path, config.format, **roots), config.max_samples):
+    for record in islice(records, config.max_samples):
         row = to_row(record)
         yield row
     if row is None:
         raise _empty(config)
 
 
-def _load_source(config: DatasetConfig, streaming: bool) -> "Dataset | IterableDataset":
+def _load_source(
+    config: DatasetConfig, streaming: bool, on_bad_sample: str, max_skipped_share: float
+) -> "Dataset | IterableDataset":
     """Rows of what `datasets` loads."""
     from datasets import load_dataset
 
@@ -174,13 +196,21 @@ def _load_source(config: DatasetConfig, streaming: bool) -> "Dataset | IterableD
     folder = path.parent if path.is_file() else path if path.is_dir() else None
     media = Media(folder, config.root, config.features_root, config.subtitles_root)
     # Conversions are cached by their arguments: another release may convert otherwise.
-    arguments = {"name": config.path, "media": media, "version": importlib.metadata.version("llama-vid")}
+    arguments = {"name": config.path, "media": media, "on_bad_sample": on_bad_sample}
+    arguments |= {"version": importlib.metadata.version("llama-vid")}
     convert = partial(_convert, **arguments)
     options = {"with_indices": True, "batched": True, "batch_size": _ROWS_AT_ONCE, "features": row_features()}
-    return dataset.map(convert, **options).with_format(None)
+    rows = dataset.map(convert, **options).with_format(None)
+    if not streaming:
+        check_skipped_share(len(dataset) - len(rows), len(dataset), max_skipped_share)
+        if len(rows) == 0:
+            raise _empty(config)
+    return rows
 
 
-def _convert(table: "pa.Table", indices: list[int], name: str, media: Media, version: str) -> "pa.Table":
+def _convert(
+    table: "pa.Table", indices: list[int], name: str, media: Media, on_bad_sample: str, version: str
+) -> "pa.Table":
     """A table of a source's rows as one of ours."""
     import pyarrow as pa
 
@@ -190,7 +220,8 @@ def _convert(table: "pa.Table", indices: list[int], name: str, media: Media, ver
         make_record(f"{name}, record {index}", partial(messages_of_row, row, media), row)
         for index, row in zip(indices, rows, strict=True)
     ]
-    return pa.Table.from_pylist([to_row(record) for record in records], schema=row_features().arrow_schema)
+    good = [to_row(record) for record in good_records(records, on_bad_sample)]
+    return pa.Table.from_pylist(good, schema=row_features().arrow_schema)
 
 
 def _plain(value: Any, kind: "pa.DataType") -> Any:

@@ -9,28 +9,80 @@ beside them in a column of bytes, never decoded and encoded again.
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Features
 
+logger = logging.getLogger(__name__)
+
+# A share of bad samples says little before so many have been seen.
+SEEN_BEFORE_CAP = 100
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be trained on; the message names it, and says why."""
+
 
 def make_record(source: str, read: Callable[[], list[dict]], given: Mapping[str, Any]) -> dict[str, Any]:
     """
     A record of the messages that `read` returns. Of what was `given`, it takes the `kind` of the question where that is
-    a text, and the `length` where that is a number. A `ValueError` of `read` is raised with `source` in front.
+    a text, and the `length` where that is a number. A `ValueError` of `read` is its `error`, for [`good_records`].
     """
     kind, length = given.get("kind"), given.get("length")
+    record = {
+        "messages": [],
+        "source": source,
+        "kind": kind if isinstance(kind, str) else None,
+        "length": round(length) if isinstance(length, int | float) else None,
+    }
     try:
-        return {
-            "messages": read(),
-            "source": source,
-            "kind": kind if isinstance(kind, str) else None,
-            "length": round(length) if isinstance(length, int | float) else None,
-        }
+        record["messages"] = read()
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        record["error"] = error
+    return record
+
+
+def good_records(
+    records: Iterable[dict[str, Any]], on_bad_sample: str = "raise", max_skipped_share: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """
+    The records of [`make_record`] that have no `error`.
+
+    Args:
+        records (`Iterable[dict]`): All of them.
+        on_bad_sample (`str`, *optional*, defaults to `"raise"`):
+            What happens to the others: `"raise"`, or `"skip"`, which logs each, and how many they were.
+        max_skipped_share (`float`, *optional*, defaults to 1.0): How many of them are too many, in the end.
+
+    Raises:
+        ValueError: for the first bad record, with its source in front.
+        BadSampleError: for too many of them.
+    """
+    seen = skipped = 0
+    for record in records:
+        seen += 1
+        if "error" not in record:
+            yield record
+        elif on_bad_sample == "raise":
+            raise ValueError(f"{record['source']}: {record['error']}") from record["error"]
+        else:
+            skipped += 1
+            logger.warning("Skipped: %s: %s", record["source"], record["error"])
+    if skipped:
+        logger.warning("Skipped %d of %d records, of which the last is %s.", skipped, seen, record["source"])
+        check_skipped_share(skipped, seen, max_skipped_share)
+
+
+def check_skipped_share(skipped: int, seen: int, max_skipped_share: float) -> None:
+    """Raises BadSampleError if so many, of a hundred samples or more, are too many."""
+    if seen >= SEEN_BEFORE_CAP and skipped > max_skipped_share * seen:
+        raise BadSampleError(
+            f"{skipped} of {seen} samples were skipped, more than max_skipped_share={max_skipped_share}: the log above "
+            "says why. Repair the data, or raise the share."
+        )
 
 
 def to_row(record: dict[str, Any]) -> dict[str, Any]:

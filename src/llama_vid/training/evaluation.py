@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import torch
 from tqdm import tqdm
 
@@ -148,7 +149,7 @@ def _answer(
             return_tensors="pt",
             processor_kwargs={"text_kwargs": {"padding": True, "padding_side": "left"}},
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jinja2.TemplateError) as error:
         raise ValueError(f"One of {', '.join(map(_name, rows))}: {error}") from error
     if max_new_tokens is None:
         lengths = map(len, processor.tokenizer(list(expected), add_special_tokens=False)["input_ids"])

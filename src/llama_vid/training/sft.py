@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
 from llama_vid.composition_language import answer_end, stretch_context, with_end
@@ -15,6 +17,7 @@ from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import check_lengths, load_mixture
 from llama_vid.hub_callback import HubCallback
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
+from llama_vid.modeling.video_features_llama_vid import encoder_fingerprint
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
 from llama_vid.training.callbacks import LossCurveCallback, SkippedSamplesCallback
 from llama_vid.training.checkpoints import checkpoint_to_resume
@@ -81,7 +84,7 @@ def build_trainer(
     script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig
 ) -> LlamaVidTrainer:
     """The trainer of [`run`], ready to train."""
-    model, processor = load(script_args, training_args, model_args)
+    model, processor, encoder = load(script_args, training_args, model_args)
     dtype = model.dtype
     train_modules = choose_modules(model, script_args.stage, script_args.train_modules)
     if model_args.use_peft:
@@ -109,6 +112,7 @@ def build_trainer(
         on_bad_sample=script_args.on_bad_sample,
         max_skipped_share=script_args.max_skipped_share,
         pad_to_multiple_of=training_args.pad_to_multiple_of,
+        encoder=encoder,
     )
     # The collator reads the chats itself.
     training_args.dataset_kwargs = {**(training_args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -120,11 +124,17 @@ def build_trainer(
         rates = (script_args.module_learning_rates, training_args.learning_rate, training_args.weight_decay)
         groups = parameter_groups(model, *rates, use_muon=script_args.use_muon)
         optimizer = (MuonWithAdamW if script_args.use_muon else cls, {**options, "params": groups})
-    train_dataset = load_mixture(script_args.train_datasets, seed=training_args.seed, streaming=script_args.streaming)
+    load_data = partial(
+        load_mixture,
+        seed=training_args.seed,
+        on_bad_sample=script_args.on_bad_sample,
+        max_skipped_share=script_args.max_skipped_share,
+    )
+    train_dataset = load_data(script_args.train_datasets, streaming=script_args.streaming, endless=True)
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     if script_args.eval_datasets and not evaluates:
         logger.warning("`eval_datasets` are not used, as `eval_strategy` is no: set it to steps or epoch.")
-    eval_dataset = load_mixture(script_args.eval_datasets, seed=training_args.seed) if evaluates else None
+    eval_dataset = load_data(script_args.eval_datasets) if evaluates else None
     if eval_dataset is not None and script_args.on_bad_sample == "skip":
         eval_dataset = without_bad_samples(eval_dataset, collator)
     if training_args.train_sampling_strategy in BY_LENGTH:
@@ -166,13 +176,17 @@ def without_bad_samples(dataset: Dataset, collator: LlamaVidDataCollator) -> Dat
 
 
 def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_args: ModelConfig):
-    """Model and processor of `model_name_or_path`. Raises ValueError if there is none, or it cannot be trained so."""
+    """
+    Model and processor of `model_name_or_path`, and the encoder that features must be of, where the tower is here as it
+    is stored. Raises ValueError if there is none, or it cannot be trained so.
+    """
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing: name a checkpoint that `llama-vid create` or a stage made.")
     options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
     name = model_args.model_name_or_path
     config = load_config(script_args, model_args, options)
-    dtype = config.dtype if model_args.dtype in (None, "auto") else getattr(torch, model_args.dtype)
+    stored_dtype = config.dtype
+    dtype = stored_dtype if model_args.dtype in (None, "auto") else getattr(torch, model_args.dtype)
     if dtype in HALF and not (training_args.bf16 or training_args.fp16):
         raise ValueError(
             f"`dtype` is {dtype}, but neither `bf16` nor `fp16` is true: what trains is held in float32 and needs one "
@@ -196,7 +210,10 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         model.generation_config.eos_token_id = with_end(model.generation_config.eos_token_id, answer_end(processor))
     if script_args.context_length is not None:
         processor.tokenizer.model_max_length = script_args.context_length
-    return model, processor
+    tower, is_shared = model.model.vision_tower, is_deepspeed_zero3_enabled()
+    is_stored = all(weight.dtype == stored_dtype and not weight.is_meta for weight in tower.parameters())
+    encoder = encoder_fingerprint(tower, model.config) if is_stored and not is_shared else None
+    return model, processor, encoder
 
 
 def load_config(script_args: LlamaVidScriptArguments, model_args: ModelConfig, options: dict) -> PreTrainedConfig:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -24,7 +25,7 @@ from llama_vid.training.trained_modules import (
 class LlamaVidTrainer(SFTTrainer):
     """
     [`SFTTrainer`], unchanged where the arguments below are left out, but for this: a checkpoint is complete when, and
-    only when, it has its `trainer_state.json`.
+    only when, it has its `trainer_state.json`; and a batch is moved to the device when its step comes.
 
     Args:
         *args, **kwargs: Those of `SFTTrainer`, with a [`LlamaVidDataCollator`].
@@ -67,6 +68,14 @@ class LlamaVidTrainer(SFTTrainer):
                 )
             output.metrics.update({f"{metric_key_prefix}_{name}": share for name, share in shares.items()})
         return output
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        # The trainer holds the batches of all accumulation steps at a time; with videos they would fill the device.
+        placement, self.accelerator.device_placement = self.accelerator.device_placement, False
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.accelerator.device_placement = placement
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
