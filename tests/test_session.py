@@ -60,6 +60,21 @@ def test_an_adapter_is_asked_over_its_base(clip, tmp_path):
     assert found != ask(clip, "What is moving?", model=UNTRAINED, max_new_tokens=12).text
 
 
+def test_beams_as_from_pixels(clip):
+    session = LlamaVidSession.from_pretrained(UNTRAINED).open(clip)
+    content = [{"type": "video", "path": str(clip)}, {"type": "text", "text": "What is moving?"}]
+    inputs = session.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    beams = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
+    output = session.model.generate(**inputs, **beams)[0, inputs["input_ids"].shape[1] :]
+    assert session.ask("What is moving?", **beams).text == session.processor.decode(output, skip_special_tokens=True)
+
+
 def test_the_question_changes_the_visual_tokens(clip):
     """The context token is guided by the question; the frames are the same."""
     processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)

@@ -179,7 +179,7 @@ def test_two_processes_train_as_one(engine, settings, alone, tmp_path):
     assert_same_training(results, tmp_path, alone(), "model.safetensors")
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=DEEPSPEED)])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", pytest.param("zero3", marks=DEEPSPEED)])
 def test_adapters_in_two_processes(engine, settings, alone, tmp_path):
     changes = {"use_peft": True, "lora_r": 4}
     results = launch(engine, settings(tmp_path, per_device_train_batch_size=1, **changes, **ON_CPU[engine]), tmp_path)
