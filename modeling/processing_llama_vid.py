@@ -289,7 +289,7 @@ class LlamaVidProcessor(ProcessorMixin):
         names |= (
             set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features", "video_times"}
         )
-        return names - {"return_tensors"}  # the template method's own
+        return names - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys()
 
     def _start_with_bos(self, prompts: list[str]) -> bool:
         bos_token = self.tokenizer.bos_token

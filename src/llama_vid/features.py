@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import AutoVideoProcessor
 
-from llama_vid.data.media import features_name
 from llama_vid.modeling import LlamaVidConfig, LlamaVidVideoProcessor
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
 from llama_vid.modeling.video_features_llama_vid import (
@@ -199,6 +198,14 @@ def feature_paths(videos: Sequence[str | os.PathLike], output: str | os.PathLike
         name: Path(output) / features_name(stem, name, is_alone=count[stem.lower()] == 1)
         for name, stem in stems.items()
     }
+
+
+def features_name(stem: str, place: str, *, is_alone: bool) -> str:
+    """The name of a video's file of features: its stem, and a hash of its place where others have the same stem."""
+    if stem and is_alone:
+        return f"{stem}.safetensors"
+    place = place if _is_url(place) else os.path.abspath(place)
+    return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
 
 
 class _Extractor:

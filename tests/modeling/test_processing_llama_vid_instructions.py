@@ -41,7 +41,7 @@ def processor() -> LlamaVidProcessor:
 def test_placeholders_that_a_user_types(processor):
     """Where typed control tokens are text, they bring no visual."""
     chat = [user(image(), "what does <image> mean, or <video>?"), assistant("<image>"), user("and <image>?")]
-    inputs = from_messages(processor, chat, sanitize_control_tokens=True)
+    inputs = from_messages(processor, chat, sanitize_control_tokens=True, add_special_tokens=False)
     assert len(inputs["qformer_input_ids"]) == len(inputs["pixel_values"]) == 1
     assert (inputs["input_ids"] == processor.image_token_id).sum() == processor.image_seq_length
 

@@ -1,6 +1,5 @@
 """The files of a data set: from names in its records to parts of messages, within the folders that are theirs."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from llama_vid.features import features_name
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # Behind another dot there may be a name: "Mr. Nobody", "clip_1.5s".
@@ -135,14 +136,6 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
         named = [part.get(key) for part in parts for key in ("path", "features", "subtitles")]
         paths |= dict.fromkeys(path for path in named if isinstance(path, str) and not _is_url(path))
     return [path for path in paths if not os.path.exists(path)]
-
-
-def features_name(stem: str, place: str, *, is_alone: bool) -> str:
-    """The name of a video's file of features: its stem, and a hash of its place where others have the same stem."""
-    if stem and is_alone:
-        return f"{stem}.safetensors"
-    place = place if _is_url(place) else os.path.abspath(place)
-    return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
 
 
 def _stem(name: str) -> str:
