@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_hub import UNASKED
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from small_videos import pictures
@@ -223,7 +224,8 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(hub, work, tmp_path):
     (folder / "README.md").unlink(missing_ok=True)
     (folder / "training_args.bin").write_bytes(b"state")
     options = {"token": None, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    result = hub.llama_vid("publish", folder, "someone/dry", "--dry-run", "--dataset", "someone/films", **options)
+    command = ["publish", folder, "someone/dry", "--dry-run", "--dataset", "someone/films"]
+    result = hub.llama_vid(*command, before=UNASKED, **options)
     assert result.returncode == 0, result.stderr
     assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors\n" in result.stdout
     assert "left out: training_args.bin" in result.stdout
@@ -238,8 +240,8 @@ def test_branches_and_pull_requests_and_cards_of_ones_own(hub, work, version, tm
     folder = shutil.copytree(work / "tiny", tmp_path / "tiny")
     (folder / "README.md").write_text("# Mine\n")
     repo_id = f"someone/branches-{'floor' if version else 'installed'}"
-    common = {"folder": str(folder), "repo_id": repo_id, "private": True}
-    request = {**common, "create_pr": True, "unasked": True}
+    common = {"folder": str(folder), "repo_id": repo_id, "private": True, "unasked": True}
+    request = {**common, "create_pr": True}
     branch, request = publish(hub, {**common, "revision": "trial"}, request, version=version)
     repo = hub.repos[repo_id]
     assert repo.private

@@ -36,8 +36,8 @@ for recipe, output, twin, is_asked in jobs:
     publish(output, twin)
 """
 
-# A whole model, trained modules and an adapter.
-ASKED = ("stage-1", "stage-1-trained", "stage-2-lora")
+# A whole model and an adapter.
+ASKED = ("stage-1", "stage-2-lora")
 
 # Name and what differs from the tiny model's recipe of the stage.
 RUNS = {

@@ -87,7 +87,7 @@ def test_cards_run(hub, work):
 
 def test_cards_of_adapters_run(hub, work):
     adapter = work / "adapter"
-    make = f"""
+    make = f"""{UNASKED}
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 import llama_vid
