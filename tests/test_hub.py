@@ -117,7 +117,7 @@ def published(hub, work) -> list:
     repo.commit("main", "an adapter", {**repo.files(), **earlier, **dict.fromkeys(KEPT + OUTDATED, b"")})
     base = {name: (work / "tiny" / name).read_bytes() for name in ("config.json", "model.safetensors")}
     code = dict.fromkeys(code_files(), b"raise RuntimeError('foreign code runs')")
-    hub.create(BASE).commit("main", "a model", {**base, **code})
+    hub.create(BASE).commit("main", "a model", {**base, **code, "checkpoint-1/model.safetensors": b"cut off"})
     return publish(
         hub,
         {"folder": folder["tiny"], "repo_id": TINY, "license": "apache-2.0"},

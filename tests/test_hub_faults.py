@@ -84,8 +84,12 @@ def spoil_weights(folder: Path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def spoil_base(folder: Path):
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/nothing"}')
+def spoil_base(folder: Path, name: str = "someone/nothing"):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+
+
+def spoil_code_of_base(folder: Path):
+    spoil_base(folder, "someone/elsewhere")
 
 
 def spoil_nothing(folder: Path):
@@ -113,6 +117,11 @@ FAULTS = {
         [],
         "The base `someone/nothing` that adapter_config.json names cannot be had from the Hub (RepositoryNotFound",
     ),
+    "a base with code from elsewhere": (
+        spoil_code_of_base,
+        [],
+        "The config.json of `someone/elsewhere` names code of another repository, which is not run here",
+    ),
     "a full disk": (spoil_nothing, ["--full"], "The card cannot be written to"),
     "no adapter": (spoil_nothing, ["--merge"], "`merge` is for adapters"),
     "a wrong token": (
@@ -139,6 +148,8 @@ def outcomes(hub, tmp_path_factory) -> dict[str, tuple[int, str]]:
         options = [hub.READER if option == "reader" else option for option in options]
         commands.append([str(folder), "someone/fault", *options])
     hub.create("someone/data", type="dataset")
+    elsewhere = {"model_type": "llama_vid", "auto_map": {"AutoConfig": "nobody/code--configuration.Config"}}
+    hub.create("someone/elsewhere").commit("main", "a model", {"config.json": json.dumps(elsewhere).encode()})
     commands += [
         [commands[-1][0], "someone/data", "--unasked"],
         [commands[-1][0], "stranger/fault", "--unasked"],
@@ -181,7 +192,8 @@ def test_the_wrong_repository(outcomes):
 
 
 def test_no_fault_publishes_anything(hub, outcomes):
-    assert set(hub.repos) == {"someone/data"}
+    assert set(hub.repos) == {"someone/data", "someone/elsewhere"}
+    assert len(hub.repos["someone/elsewhere"].commits) == 2
     assert hub.uploads == []
 
 

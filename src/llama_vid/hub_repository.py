@@ -20,8 +20,6 @@ from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
 from .whole_files import write_text
 
 ADAPTER = "adapter_config.json"
-# Of a base.
-WEIGHT_FILES = ["*.safetensors", "*.json"]
 
 
 @dataclass
@@ -133,17 +131,22 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
-    """Weights, configuration and tokenizers of the model on the Hub that an adapter is for, by name."""
+    """Weights and configuration of the model on the Hub that an adapter is for, by name."""
     config = json.loads(adapter.read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
+    base, kinds = config["base_model_name_or_path"], ("*.safetensors", "*.json")
+    options = {"allow_patterns": [*kinds], "ignore_patterns": ["*/*"], "token": token}
     try:
-        snapshot = snapshot_download(base, revision=config.get("revision"), token=token, allow_patterns=WEIGHT_FILES)
+        snapshot = Path(snapshot_download(base, revision=config.get("revision"), **options))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(
             f"The base `{base}` that {ADAPTER} names cannot be had from the Hub ({type(error).__name__}): check the "
             "name, the revision and that the token may read it."
         ) from error
-    return {path.relative_to(snapshot).as_posix(): path for path in Path(snapshot).rglob("*") if path.is_file()}
+    # There may be more of it, from another download.
+    files = {path.name: path for kind in kinds for path in snapshot.glob(kind)}
+    if "config.json" in files and "--" in str(json.loads(files["config.json"].read_text()).get("auto_map")):
+        raise ValueError(f"The config.json of `{base}` names code of another repository, which is not run here.")
+    return files
 
 
 def _base(folder: Path, files: Mapping[str, Path]) -> tuple[str | None, str | None]:
