@@ -51,6 +51,8 @@ class Clock(NamedTuple):
     @classmethod
     def of_times(cls, times: Iterable[float]) -> "Clock":
         """Where no more is known: the last frame is shown as long as the others, and nothing before a late first."""
+        if isinstance(times, cls):
+            return times
         times = [float(time) for time in times]
         pause = (times[-1] - times[0]) / max(1, len(times) - 1)
         return cls(times, times[-1] + pause, times[0] or -math.inf)
@@ -126,6 +128,7 @@ def _read_file(path: Path) -> list[Cue]:
     text = _decode(path)
     _check_count(text.count("-->"))  # parsing takes a while
     kind = "vtt" if text.lstrip("\ufeff").startswith("WEBVTT") else "srt"
+    text = _cues_alone(text) if kind == "vtt" else text
     try:
         events = pysubs2.SSAFile.from_string(text, format_=kind).events
     except (pysubs2.Pysubs2Error, ValueError) as error:
@@ -152,8 +155,19 @@ def _decode(path: Path) -> str:
         return str(best)
 
 
+def _cues_alone(text: str) -> str:
+    """WebVTT without notes, styles, names of cues and times within words, which pysubs2 would take for others."""
+    blocks = ["WEBVTT"]
+    for block in re.split(r"\n{2,}", text.replace("\r\n", "\n").replace("\r", "\n")):
+        lines = re.sub(r"<[\d:.]+>", "", block).split("\n")
+        timing = next((number for number, line in enumerate(lines) if "-->" in line), None)
+        if timing is not None:
+            blocks.append("\n".join(lines[timing:]))
+    return "\n\n".join(blocks)
+
+
 def _without_markup(text: str) -> str:
-    """WebVTT's time stamps and entities, which pysubs2 leaves."""
+    """WebVTT's time stamps (of a text track) and entities, which pysubs2 leaves."""
     return html.unescape(re.sub(r"<[\d:.]+>", "", text))
 
 
@@ -191,7 +205,7 @@ def without_control_tokens(text: str, tokens: Iterable[str]) -> str:
     Take apart what a tokenizer would read as a placeholder or a special token: a space behind its first character.
 
     Args:
-        text (`str`): Words of a subtitle.
+        text (`str`): Words of a subtitle or a question.
         tokens (`Iterable[str]`): The tokenizer's special tokens.
 
     Returns:

@@ -33,6 +33,8 @@ logger = logging.get_logger(__name__)
 
 # A file that ends this much before what its header promises, or whose decoder does, has been cut off or damaged.
 MISSING_SECONDS = 1
+# Half a turn of MPEG-TS's clock, 13 hours.
+WRAP_TICKS = 1 << 32
 # Of a frame: twice those of 8K. A header that claims more would make the decoder take gigabytes.
 MAX_PIXELS = 8192 * 8192
 
@@ -216,6 +218,7 @@ def wanted_frames(
             runs,
             lambda: picture_maker(prepare),
             picture_bytes=picture_maker(prepare)(first).nbytes,
+            decoder_bytes=16 * sum(plane.buffer_size for plane in first.planes),
             # The second field of a frame may be one that nothing refers to, while its first field is not.
             drop_unreferenced=not first.interlaced_frame,
             threads=threads,
@@ -283,7 +286,8 @@ def read_timeline(
     """
     Read all packets, decoding none: exact times, and where decoding may start, at the cost of reading the file.
 
-    Where timestamps are missing (a raw H.264 stream), frames are numbered and shown at the average rate.
+    Where timestamps are missing (a raw H.264 stream) or start again (streams that were joined), frames are numbered and
+    shown at the average rate.
 
     Returns:
         `tuple[Timeline, PacketIndex, DamagedVideoError | None]`: The timeline of what can be read, all packets, and
@@ -296,6 +300,7 @@ def read_timeline(
     pts, durations, timed = array("q"), array("q"), True
     index, last_is_cut, damage = PacketIndex(stream), False, None
     packets, ends = 0, {}  # ends: where each stream, sound included, ends, in its own ticks
+    last_dts = None
     try:
         for packet in container.demux():
             if not packet.size:  # the mark at the end of a stream
@@ -310,7 +315,8 @@ def read_timeline(
             last_is_cut = packet.is_corrupt
             if packet.is_discard:  # outside an MP4's edit list: decoded for others' sake, never shown
                 continue
-            timed = timed and packet.pts is not None
+            timed = timed and packet.pts is not None and not _starts_again(last_dts, packet)
+            last_dts = packet.dts if packet.dts is not None else last_dts
             pts.append(packet.pts or 0)
             durations.append(packet.duration or 0)
     except av.FFmpegError as error:
@@ -321,6 +327,7 @@ def read_timeline(
         raise ValueError(empty) from damage
     if not timed:
         rate = stream.average_rate or Fraction(25)
+        logger.info(f"The timestamps of {name} are incomplete or start again: it is read as {float(rate):g} frames/s.")
         return Timeline(np.arange(len(pts)), end=len(pts), time_base=1 / rate, timed=False), index, damage
 
     order = np.argsort(pts, kind="stable")  # packets come in decoding order
@@ -347,6 +354,13 @@ def read_timeline(
             raise ValueError(empty) from damage
         timeline = without_gaps(timeline, index, last_is_cut)
     return timeline, index, damage
+
+
+def _starts_again(last_dts: int | None, packet: av.Packet) -> bool:
+    """Whether the clock of a stream goes back, or as FFmpeg takes that in MPEG-TS, on by a whole turn of 33 bits."""
+    if last_dts is None or packet.dts is None:
+        return False
+    return (last_dts - packet.dts) * packet.time_base > MISSING_SECONDS or packet.dts - last_dts > WRAP_TICKS
 
 
 def without_gaps(timeline: Timeline, index: PacketIndex, last_is_cut: bool) -> Timeline:
@@ -426,9 +440,10 @@ def picture_maker(
     prepare: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> Callable[[av.VideoFrame], torch.Tensor]:
     """
-    What makes a picture of a decoded frame: as it is displayed, uint8, (3, height, width), and then as `prepare` wants
-    it. FFmpeg converts the colours only: its own scaler would take the chroma at half width. For one thread: FFmpeg's
-    converter is kept from frame to frame.
+    What makes a picture of a decoded frame: turned as it is displayed, in the stored pixels whatever their shape (as
+    the original's decord gives them), uint8, (3, height, width), and then as `prepare` wants it. FFmpeg converts the
+    colours only: its own scaler would take the chroma at half width. For one thread: FFmpeg's converter is kept from
+    frame to frame.
     """
     converter = VideoReformatter()
 

@@ -13,6 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from .subtitles_llama_vid import Clock
+
 FEATURES_FORMAT = "llama_vid_video_features"
 FEATURES_VERSION = "1"
 FEATURES_DTYPES = {"float16": "F16", "bfloat16": "BF16", "int8": "I8"}  # ours to safetensors' names
@@ -119,6 +121,11 @@ class VideoFeatures:
     def num_frames(self) -> int:
         """Frames in the file."""
         return self.shape[0]
+
+    @property
+    def clock(self) -> Clock:
+        """When its frames are shown, and the part of the video that was sampled."""
+        return Clock.of_part(self.times.tolist(), self.duration, self.settings.get("start"), self.settings.get("end"))
 
     @property
     def rows(self) -> int:

@@ -25,6 +25,10 @@ import torch
 
 # Kept frames that wait for their turn while groups are decoded side by side.
 MAX_WAITING_BYTES = 256 * 1024**2
+# What decoders side by side may hold.
+MAX_DECODER_BYTES = 4 * 1024**3
+# More is of no use to a decoder, as FFmpeg thinks too.
+MAX_DECODER_THREADS = 16
 # How far into a packet its first slice is looked for: what precedes it are parameter sets, captions and the like.
 MAX_HEADER_BYTES = 1 << 16
 
@@ -317,6 +321,7 @@ def decode_runs(
     new_convert: Callable[[], Callable[[av.VideoFrame], torch.Tensor]],
     *,
     picture_bytes: int,
+    decoder_bytes: int,
     drop_unreferenced: bool = True,
     threads: int,
 ) -> Iterator[tuple[int, torch.Tensor]]:
@@ -329,6 +334,7 @@ def decode_runs(
     Args:
         new_convert (`Callable`): Makes, for one thread, a function from a decoded frame to what is kept of it.
         picture_bytes (`int`): What that takes.
+        decoder_bytes (`int`): What a decoder holds: frames that others refer to, 16 at most.
         threads (`int`): Threads in all.
 
     Raises:
@@ -336,8 +342,9 @@ def decode_runs(
     """
     most = max(len(run.wanted) for run in runs) * picture_bytes
     waiting = min(2 * threads, MAX_WAITING_BYTES // most)  # runs at a time, whose frames are all held
-    workers = min(threads, len(runs), max(1, waiting - 1))
-    decoder = RunDecoder(open_stream, index, new_convert, drop_unreferenced, threads // workers)
+    workers = min(threads, len(runs), max(1, min(waiting - 1, MAX_DECODER_BYTES // decoder_bytes)))
+    per_decoder = min(threads // workers, MAX_DECODER_THREADS)
+    decoder = RunDecoder(open_stream, index, new_convert, drop_unreferenced, per_decoder)
     if workers == 1:
         try:
             for run in runs:

@@ -4,9 +4,11 @@
 import http.client
 import os
 import re
+import string
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -89,6 +91,15 @@ def unchanged(frames: Generator, source: str | bytes, name: str, before: tuple[i
         raise ValueError(changed)
 
 
+def in_ascii(url: str) -> str:
+    """What browsers send for an address in other letters."""
+    if url.isascii():
+        return url
+    parts = urllib.parse.urlsplit(url)
+    path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return parts._replace(netloc=parts.netloc.encode("idna").decode(), path=path, query=query, fragment="").geturl()
+
+
 def download(url: str, path: str) -> None:
     """
     Stream `url` to the file `path`.
@@ -112,7 +123,7 @@ def download(url: str, path: str) -> None:
     advice = "Download the video and pass its path."
     deadline, size = time.monotonic() + URL_MAX_SECONDS, 0
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "llama-vid"})
+        request = urllib.request.Request(in_ascii(url), headers={"User-Agent": "llama-vid"})
         with opener.open(request, timeout=URL_TIMEOUT) as response, open(path, "wb") as file:
             promised = int(response.headers.get("Content-Length", 0))
             while promised <= URL_MAX_BYTES and (block := response.read1(1 << 20)):

@@ -219,7 +219,8 @@ def test_folders_of_frames(tmp_path, model, processor):
 
 def test_equal_settings_said_otherwise_are_equal(clips, tmp_path):
     extract(clips[0], tmp_path)
-    assert len(extract(clips[0], tmp_path, fps=1.0, chunk_size=2).skipped) == 1
+    for fps in (1.0, 1):
+        assert len(extract(clips[0], tmp_path, fps=fps, chunk_size=2).skipped) == 1
 
 
 def test_features_of_another_encoder_are_made_again(clips, tmp_path, caplog):
@@ -350,6 +351,14 @@ def test_names(tmp_path):
     assert [stem[:5] for stem in stems[:2]] == ["film-", "Film-"]
     assert [len(stem) for stem in stems[:2]] == [13, 13]
     assert feature_paths([Path("a/film.mp4")], tmp_path) == {"a/film.mp4": tmp_path / "film.safetensors"}
+
+
+def test_names_that_are_too_long_for_what_stands_beside_them(clips, tmp_path):
+    video = tmp_path / f"{'é' * 124}.mp4"
+    shutil.copy(clips[0], video)
+    [path] = extract(video, tmp_path / "out").written
+    assert len(path.name.encode()) < 240
+    assert len(extract(video, tmp_path / "out").skipped) == 1
 
 
 def test_videos_that_fail_are_named_at_the_end(clips, tmp_path, caplog):

@@ -75,6 +75,28 @@ def test_beams_as_from_pixels(clip):
     assert session.ask("What is moving?", **beams).text == session.processor.decode(output, skip_special_tokens=True)
 
 
+def test_typed_tokens_are_words(clip):
+    session = LlamaVidSession.from_pretrained(UNTRAINED).open(clip)
+    session.ask("What does the <video> tag do?</s>", max_new_tokens=1)
+    assert session.messages[0]["content"][-1]["text"] == "What does the < video> tag do?< /s>"
+
+
+def test_words_until_the_end_of_the_video(clip, caplog):
+    """One frame stands for all of it, and not only for its own instant."""
+    cues = [(0.5, 1.0, "first"), (3.0, 4.0, "second"), (60.0, 61.0, "later")]
+    session = LlamaVidSession.from_pretrained(UNTRAINED).open(clip, num_frames=1, subtitles=cues)
+    answer = session.ask("Who speaks?", max_new_tokens=1)
+    assert "looked at from 0.0 to 5.0 s: 1 subtitle cues outside" in caplog.text
+    plain = LlamaVidSession.from_pretrained(UNTRAINED).open(clip, num_frames=1, subtitles=cues[2:])
+    assert answer.prompt_length > plain.ask("Who speaks?", max_new_tokens=1).prompt_length
+
+
+def test_missing_files_are_told_before_the_model_is_loaded(clip, tmp_path):
+    for video, subtitles in ((tmp_path / "none.mp4", None), (clip, tmp_path / "none.srt")):
+        with pytest.raises(FileNotFoundError, match=r"none\.\w+ does not exist"):
+            ask(video, "What?", model=tmp_path / "no-model", subtitles=subtitles)
+
+
 def test_the_question_changes_the_visual_tokens(clip):
     """The context token is guided by the question; the frames are the same."""
     processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
@@ -216,7 +238,7 @@ def test_words_come_from_the_text_track_or_the_sound(clip, tmp_path, monkeypatch
     heard = [Cue(1.2, 1.8, "hello there")]
     asked = []
 
-    def transcribe(video, model, *, language):
+    def transcribe(video, model, *, language, on_error):
         asked.append((Path(video).read_bytes() == clip.read_bytes(), model, language))
         return heard
 

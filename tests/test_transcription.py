@@ -423,11 +423,15 @@ def packets_replaced(path, copy, which: slice):
     return copy
 
 
-def test_damaged_sound(recognisers, tmp_path):
+def test_damaged_sound(recognisers, tmp_path, caplog):
     path = write_clip(tmp_path / "whole.mp4", pictures(50), fps=10, audio=(tone(5), RATE))
     broken = packets_replaced(path, tmp_path / "broken.mp4", slice(30, 40))
     with pytest.raises(ValueError, match=r"The sound of .*broken\.mp4 is damaged: decoding failed after 1\.\d\d s"):
         transcribe(broken, recognisers["wav2vec2"], device="cpu")
+    with caplog.at_level("WARNING"):
+        transcribe(broken, recognisers["wav2vec2"], device="cpu", on_error="keep")
+    assert "decoding failed after 1." in caplog.text
+    assert "What comes before is heard" in caplog.text
     # A recording that was cut out of a stream begins with what cannot be decoded.
     late = packets_replaced(path, tmp_path / "late.mp4", slice(10))
     (window,) = sound_of(late)

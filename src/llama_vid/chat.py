@@ -4,7 +4,7 @@ from os import PathLike
 
 from transformers import TextStreamer
 
-from llama_vid.session import TINY_CHECKPOINT, LlamaVidSession
+from llama_vid.session import TINY_CHECKPOINT, LlamaVidSession, check_files
 
 COMMANDS = "/reset forgets the conversation, /video PATH opens another video, /quit ends."
 
@@ -27,6 +27,7 @@ def chat(
         subtitles (`str`, `PathLike` or `list`, *optional*): The first video's.
         **opening: The other arguments of [`LlamaVidSession.open`], for every video.
     """
+    check_files(video, subtitles)
     session = LlamaVidSession.from_pretrained(model)
     session.open(video, subtitles=subtitles, **opening)
     print(f"{len(session.features)} frames. {COMMANDS}")

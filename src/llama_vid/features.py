@@ -35,6 +35,9 @@ from llama_vid.modeling.video_sources_llama_vid import local_source
 
 logger = logging.getLogger(__name__)
 
+# Names have 255 bytes on most file systems.
+MAX_STEM_BYTES = 220
+
 # Two videos that differ in one of these have different files; the other metadata follow from them.
 _MUST_AGREE = ("encoder", "settings", "dtype", "grid_size")
 
@@ -201,10 +204,14 @@ def feature_paths(videos: Sequence[str | os.PathLike], output: str | os.PathLike
 
 
 def features_name(stem: str, place: str, *, is_alone: bool) -> str:
-    """The name of a video's file of features: its stem, and a hash of its place where others have the same stem."""
-    if stem and is_alone:
+    """
+    The name of a video's file of features: its stem, and a hash of its place where others have the same stem, or it is
+    too long for file systems with what stands beside it while it is written.
+    """
+    if stem and is_alone and len(stem.encode()) <= MAX_STEM_BYTES:
         return f"{stem}.safetensors"
     place = place if _is_url(place) else os.path.abspath(place)
+    stem = stem.encode()[: MAX_STEM_BYTES - 9].decode(errors="ignore")
     return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
 
 
@@ -304,7 +311,10 @@ class _Extractor:
                 f"({stored.source['name']}, {stored.source['size']} bytes): choose another folder, or pass "
                 "overwrite=True to replace it."
             )
-        changed = [key for key in _MUST_AGREE if stored.metadata[key] != metadata[key]]
+        # Of settings what they say, in which 1 and 1.0 are the same.
+        is_as_set = stored.settings == json.loads(metadata["settings"])
+        agrees = {key: stored.metadata[key] == metadata[key] for key in _MUST_AGREE} | {"settings": is_as_set}
+        changed = [key for key in _MUST_AGREE if not agrees[key]]
         if changed:
             were = "; ".join(f"{key}: {stored.metadata[key]} there, {metadata[key]} now" for key in changed)
             logger.warning("%s is made again, because it is of another %s (%s).", path, " and ".join(changed), were)

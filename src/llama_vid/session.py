@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -14,8 +15,9 @@ from transformers.generation.streamers import BaseStreamer
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
-from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
+from llama_vid.modeling.subtitles_llama_vid import Clock, Cue, read_subtitles
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
+from llama_vid.modeling.video_processing_llama_vid import LlamaVidVideoChunks
 from llama_vid.modeling.video_sources_llama_vid import local_source
 
 # A small checkpoint inside the package, which recipes/tiny trained: it answers about a world of coloured shapes.
@@ -66,7 +68,7 @@ class LlamaVidSession:
         self.model = model
         self.processor = processor
         self.features: torch.Tensor | None = None  # (frames, rows, vision_hidden_size)
-        self.times: list[float] = []
+        self.clock: Clock | None = None
         self.subtitles: list[Cue] | None = None
         self.messages: list[dict] = []
         self._opening_seconds = 0.0
@@ -130,32 +132,38 @@ class LlamaVidSession:
             if transcribe is not None or sampling:
                 given = [*sampling, *(["transcribe"] if transcribe is not None else [])]
                 raise ValueError(f"{video} holds features, which were sampled and have no sound: leave out {given}.")
-            features, times = self._read_features(video)
+            features, clock = self._read_features(video)
             cues = None if subtitles is None else read_subtitles(subtitles)
         else:
             # Not twice over the network.
-            with local_source(video) if transcribe is not None else nullcontext(video) as source:
-                cues = _words(source, subtitles, transcribe, language)
-                features, times = self._encode(source, sampling)
-        self.features, self.times, self.subtitles = features, times, cues
+            with (
+                local_source(video) if transcribe is not None else nullcontext(video) as source,
+                self.processor.video_processor.open(
+                    source, chunk_size=self.model.frames_per_chunk, **sampling
+                ) as reader,  # before the words, which may take hours: what is wrong with the video comes up at once
+            ):
+                cues = _words(source, subtitles, transcribe, language, sampling.get("on_error", "raise"))
+                features, clock = self._encode(reader)
+        self.features, self.clock, self.subtitles = features, clock, cues
         self._opening_seconds = time.perf_counter() - start
         self.reset()
         return self
 
-    def _read_features(self, path: str | PathLike) -> tuple[torch.Tensor, list[float]]:
+    @property
+    def times(self) -> list[float]:
+        """When the frames are shown, in seconds after the first of the video."""
+        return [] if self.clock is None else self.clock.times
+
+    def _read_features(self, path: str | PathLike) -> tuple[torch.Tensor, Clock]:
         file = VideoFeatures(path)
         encoder = encoder_fingerprint(self.model.model.vision_tower, self.model.config)
         file.check(encoder=encoder, settings=pixel_settings(self.processor.video_processor))
-        return file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.times.tolist()
+        return file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.clock
 
-    def _encode(self, video: str | PathLike | bytes, sampling: dict) -> tuple[torch.Tensor, list[float]]:
-        reading = self.processor.video_processor.open(video, chunk_size=self.model.frames_per_chunk, **sampling)
+    def _encode(self, reader: LlamaVidVideoChunks) -> tuple[torch.Tensor, Clock]:
         features, times = None, []
         # On a terminal only.
-        with (
-            reading as reader,
-            tqdm(total=reader.num_frames, unit=" frames", desc="Encoding", disable=None) as progress,
-        ):
+        with tqdm(total=reader.num_frames, unit=" frames", desc="Encoding", disable=None) as progress:
             for pixels, seconds in reader.chunks:
                 encoded = self.model.encode_frames(pixels.to(self.model.device))
                 if features is None:  # written into place: joining chunks would hold a film's features twice
@@ -164,7 +172,8 @@ class LlamaVidSession:
                 times += seconds.tolist()
                 progress.update(len(seconds))
                 del pixels, encoded  # they would stay while the next chunk is made
-        return features[: len(times)], times
+        part = reader.metadata
+        return features[: len(times)], Clock.of_part(times, part.duration, part.start, part.end)
 
     def reset(self) -> None:
         """Forget the conversation, keep the video."""
@@ -191,7 +200,9 @@ class LlamaVidSession:
         if not question.strip():
             raise ValueError("`question` is empty: ask something about the video.")
         start = time.perf_counter()
-        user = {"role": "user", "content": [*([] if self.messages else self._film()), _text(question)]}
+        # A token that was typed is words.
+        asked = _text(self.processor.as_words(question))
+        user = {"role": "user", "content": [*([] if self.messages else self._film()), asked]}
         inputs = self.processor.apply_chat_template(
             [*self.messages, user],
             add_generation_prompt=True,
@@ -216,7 +227,7 @@ class LlamaVidSession:
 
     def _film(self) -> list[dict]:
         """The video as parts of a message; with subtitles it is a film, which the long-video data announces."""
-        video = {"type": "video", "features": self.features, "times": self.times}
+        video = {"type": "video", "features": self.features, "times": self.clock}
         if self.subtitles is None:
             return [video]
         return [_text(FILM_INTRODUCTION), {**video, "subtitles": self.subtitles}, _text(FILM_END)]
@@ -242,9 +253,17 @@ def ask(
     """
     if not question.strip():
         raise ValueError("`question` is empty: ask something about the video.")
+    check_files(video, opening.get("subtitles"))
     session = LlamaVidSession.from_pretrained(model, trust_remote_code=trust_remote_code)
     session.open(video, **opening)
     return session.ask(question, max_new_tokens=max_new_tokens)
+
+
+def check_files(video: str | PathLike | bytes, subtitles: str | PathLike | list | None) -> None:
+    """Raises FileNotFoundError if one of them is named and not there, before anything that takes long."""
+    for kind, name in (("Video", video), ("Subtitle", subtitles)):
+        if isinstance(name, str | PathLike) and "://" not in str(name) and not Path(name).exists():
+            raise FileNotFoundError(f"{kind} file {name} does not exist (looked in {Path(name).absolute().parent}).")
 
 
 def _words(
@@ -252,12 +271,13 @@ def _words(
     subtitles: str | PathLike | list | None,
     transcribe: str | PathLike | None,
     language: str | None,
+    on_error: str,
 ) -> list[Cue] | None:
     """What is said, by subtitles or by the sound."""
     if transcribe is not None:
         from llama_vid.transcription import transcribe as transcribe_sound
 
-        return transcribe_sound(video, transcribe, language=language)
+        return transcribe_sound(video, transcribe, language=language, on_error=on_error)
     return None if subtitles is None else read_subtitles(subtitles)
 
 

@@ -1,5 +1,6 @@
 """Speech to cues: a video's own sound through transformers' speech recognition, a window at a time."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain, groupby
@@ -16,6 +17,8 @@ from llama_vid.modeling.subtitle_tracks_llama_vid import choose_track, first_fra
 from llama_vid.modeling.subtitles_llama_vid import Cue, read_subtitles
 from llama_vid.modeling.video_decoding_llama_vid import open_container
 from llama_vid.modeling.video_sources_llama_vid import local_source, source_name
+
+logger = logging.getLogger(__name__)
 
 # What Whisper hears at a time; a window ends at the quietest place of its last seconds.
 WINDOW_SECONDS = 30
@@ -48,6 +51,7 @@ def transcribe(
     *,
     language: str | None = None,
     device: str | int | None = None,
+    on_error: str = "raise",
 ) -> list[Cue]:
     """
     Recognise what is said in a video. No more than a window of its sound is held at a time.
@@ -60,6 +64,8 @@ def transcribe(
         language (`str`, *optional*): What is spoken (`"de"`, `"german"`), for a multilingual Whisper; it guesses
             otherwise, at each window.
         device (`str` or `int`, *optional*): Where the model runs; on the GPU if there is one.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            `"keep"` takes of damaged sound what comes before the damage.
 
     Returns:
         `list[Cue]`: Sorted by start, in seconds after the first video frame.
@@ -76,7 +82,7 @@ def transcribe(
         zero = first_frame_seconds(source, name)
         recogniser, options = load_recogniser(model, language, device)
         rate = recogniser.feature_extractor.sampling_rate
-        blocks = sound(container, stream, name, rate, zero)
+        blocks = sound(container, stream, name, rate, zero, on_error)
         seconds = (stream.duration or 0) * stream.time_base or Fraction(container.duration or 0, av.time_base)
         with tqdm(total=round(seconds) or None, unit="s", desc="Transcribing") as progress:
             heard = audible(cut(blocks, rate), rate, progress)
@@ -100,7 +106,12 @@ def sound_stream(container: av.container.InputContainer, name: str) -> av.AudioS
 
 
 def sound(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str, rate: int, zero: Fraction
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    name: str,
+    rate: int,
+    zero: Fraction,
+    on_error: str = "raise",
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
     Decode a track and resample it.
@@ -111,6 +122,7 @@ def sound(
         name (`str`): What messages call it.
         rate (`int`): Samples a second to give.
         zero (`Fraction`): When the first video frame is shown, in seconds on the container's clock.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"keep"` ends before damage, with a warning.
 
     Yields:
         Seconds after the first video frame, and the mono samples from then on: float32, (samples,).
@@ -120,7 +132,8 @@ def sound(
     """
     end = 0.0
     # The number of channels may change in a broadcast.
-    for _, frames in groupby(decode(container, stream, name), lambda f: (f.format.name, f.layout.name, f.sample_rate)):
+    decoded = decode(container, stream, name, on_error)
+    for _, frames in groupby(decoded, lambda f: (f.format.name, f.layout.name, f.sample_rate)):
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
         for frame in chain(frames, [None]):
             for block in resampler.resample(frame):
@@ -132,8 +145,10 @@ def sound(
                 yield start, samples
 
 
-def decode(container: av.container.InputContainer, stream: av.AudioStream, name: str) -> Iterator[av.AudioFrame]:
-    """Decode all of a track. Raises ValueError where that fails."""
+def decode(
+    container: av.container.InputContainer, stream: av.AudioStream, name: str, on_error: str
+) -> Iterator[av.AudioFrame]:
+    """Decode all of a track. Where that fails, raises ValueError, or ends if `on_error` is `"keep"`."""
     last = None
     try:
         for packet in container.demux(stream):
@@ -148,9 +163,10 @@ def decode(container: av.container.InputContainer, stream: av.AudioStream, name:
                 yield frame
     except av.FFmpegError as error:
         where = f"after {last.time:.2f} s" if last is not None and last.time is not None else "at its start"
-        raise ValueError(
-            f"The sound of {name} is damaged: decoding failed {where}. Copy or download it again. FFmpeg says: {error}"
-        ) from error
+        damage = f"The sound of {name} is damaged: decoding failed {where}."
+        if on_error != "keep" or last is None:
+            raise ValueError(f"{damage} Copy or download it again. FFmpeg says: {error}") from error
+        logger.warning("%s What comes before is heard.", damage)
     if last is None:
         raise ValueError(f"{name} holds no sound that can be decoded: it is damaged or cut off.")
 

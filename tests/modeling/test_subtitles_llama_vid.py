@@ -61,6 +61,17 @@ def test_webvtt(tmp_path):
     ]
 
 
+def test_webvtt_of_captioning_services(tmp_path):
+    """Times of words, names of cues and notes between them are neither words nor cues; a line of one space is."""
+    content = "WEBVTT\r\nKind: captions\r\n\r\n4a6f/1-0\r\n00:01.000 --> 00:02.000 align:start\r\n \r\n"
+    content += (
+        "we<00:00:01.200><c> are</c><00:00:01.600><c> here</c>\r\n\r\nNOTE an editor's remark\r\nof two lines\r\n\r\n"
+    )
+    content += "STYLE\r\n::cue { color: red }\r\n\r\n4a6f/2-0\r\n00:03.000 --> 00:04.000\r\nbye\r\n"
+    path = write(tmp_path, "film.vtt", content)
+    assert read_subtitles(path) == [Cue(1.0, 2.0, "we are here"), Cue(3.0, 4.0, "bye")]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
 def test_unicode_encodings(tmp_path, encoding):
     content = VTT.encode("utf-16") if encoding == "utf-16-le-bom" else VTT.encode(encoding)

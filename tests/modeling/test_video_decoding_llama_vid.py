@@ -268,6 +268,28 @@ def test_a_stream_without_timestamps_counts_frames(tmp_path):
     assert_same_frames(images, decoded[::25])
 
 
+@pytest.mark.parametrize("seconds_back", [3, 300])
+def test_streams_that_were_joined(tmp_path, seconds_back):
+    """Their clocks start again; FFmpeg takes a long way back for a turn of the clock."""
+    late = tmp_path / "late.ts"
+    with av.open(str(write_clip(tmp_path / "a.ts", pictures(75)))) as source, av.open(str(late), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                packet.pts += (seconds_back - 3) * 90000
+                packet.dts += (seconds_back - 3) * 90000
+                target.mux(packet)
+    second = write_clip(tmp_path / "b.ts", (255 - picture for picture in pictures(50)))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(late.read_bytes() + second.read_bytes())
+    decoded = decode_everything(late)[1] + decode_everything(second)[1]
+    images, times, metadata = read(joined)
+    assert times == [0, 1, 2, 3, 4]
+    assert metadata.total_num_frames == 125
+    assert_same_frames(images, decoded[::25])
+
+
 def test_one_frame_only(tmp_path):
     images, times, metadata = read(write_clip(tmp_path / "one.mp4", pictures(1)))
     assert (len(images), times, metadata.total_num_frames) == (1, [0], 1)

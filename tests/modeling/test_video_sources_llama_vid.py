@@ -187,6 +187,20 @@ def test_url(tmp_path, downloads):
     assert list(downloads.iterdir()) == []
 
 
+def test_url_in_other_letters(tmp_path, downloads):
+    path, asked = write_clip(tmp_path / "clip.mp4", pictures(50)), []
+
+    def answer(request):
+        asked.append(request.path)
+        reply(path.read_bytes())(request)
+
+    with answering(answer) as address:
+        assert read(f"{address}/фильм (1).mp4?of=été")[1] == [0, 1]
+    assert asked == ["/%D1%84%D0%B8%D0%BB%D1%8C%D0%BC%20(1).mp4?of=%C3%A9t%C3%A9"]
+    assert sources.in_ascii("https://köln.example/a?b=c#d") == "https://xn--kln-sna.example/a?b=c"
+    assert sources.in_ascii("https://example.org/a%20b#c") == "https://example.org/a%20b#c"
+
+
 @pytest.mark.parametrize("length", [None, 2000])
 def test_url_that_is_too_large(downloads, monkeypatch, length):
     monkeypatch.setattr(sources, "URL_MAX_BYTES", 1000)
