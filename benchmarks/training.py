@@ -6,8 +6,8 @@ a video which comes up in several turns is encoded once.
                                   [--language-layers 12] [--hidden-size 512] [--device cpu] [--dtype float32]
                                   [--output benchmarks/results/training.md]
 
-Each row is measured in a process of its own, on one and the same batch: chats of some turns about a clip, each turn
-with the clip (paper, training). The model has the architecture of the released ones, fewer and narrower layers, and
+Each row is measured in a process of its own, on one and the same batch: chats of some turns about a clip each, every
+turn with it (paper, training). The model has the architecture of the released ones, fewer and narrower layers, and
 random weights. A first step, which makes the optimizer's state, is not timed; memory is the most that was held during
 the steps.
 """
@@ -15,6 +15,7 @@ the steps.
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -102,18 +103,23 @@ def make_model(variant: Variant, processor, arguments: argparse.Namespace) -> to
     return model.train()
 
 
-def make_batch(variant: Variant, processor, clip: Path, arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Chats about the clip."""
+def make_batch(
+    variant: Variant, processor, clips: Sequence[Path], arguments: argparse.Namespace
+) -> dict[str, torch.Tensor]:
+    """Chats about a clip each."""
     words = ("What is moving?", "A circle moves from the left to the right."), ("And then?", "It leaves the picture.")
-    messages = []
-    for turn in range(arguments.turns):
-        question, answer = words[turn % len(words)]
-        messages += [
-            {"role": "user", "content": [{"type": "video", "path": str(clip)}, {"type": "text", "text": question}]},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-    batch = LlamaVidDataCollator(processor)([{"messages": messages}] * arguments.batch_size)
-    if not variant.reuse:
+    chats = []
+    for clip in clips:
+        messages = []
+        for turn in range(arguments.turns):
+            question, answer = words[turn % len(words)]
+            messages += [
+                {"role": "user", "content": [{"type": "video", "path": str(clip)}, {"type": "text", "text": question}]},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ]
+        chats.append({"messages": messages})
+    batch = LlamaVidDataCollator(processor)(chats)
+    if not variant.reuse and arguments.turns > 1:
         frames = batch["pixel_values_videos"].split(batch["video_num_frames"].tolist())
         shown = batch["video_indices"].tolist()
         batch["pixel_values_videos"] = torch.cat([frames[index] for index in shown])
@@ -123,13 +129,13 @@ def make_batch(variant: Variant, processor, clip: Path, arguments: argparse.Name
     return {name: t.to(arguments.device, dtype if t.is_floating_point() else None) for name, t in batch.items()}
 
 
-def measure(variant: Variant, clip: Path, arguments: argparse.Namespace) -> tuple[float, int, int, str]:
+def measure(variant: Variant, clips: Sequence[Path], arguments: argparse.Namespace) -> tuple[float, int, int, str]:
     """Seconds a step, bytes, tokens of the batch, and where this was."""
     processor = AutoProcessor.from_pretrained(TINY_CHECKPOINT)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor.video_processor.size, processor.video_processor.crop_size = {"shortest_edge": IMAGE_SIZE}, size
     model = make_model(variant, processor, arguments)
-    batch = make_batch(variant, processor, clip, arguments)
+    batch = make_batch(variant, processor, clips, arguments)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
@@ -148,13 +154,16 @@ def measure(variant: Variant, clip: Path, arguments: argparse.Namespace) -> tupl
 def main(arguments: argparse.Namespace) -> tuple[str, str]:
     """The result's body, and where it was measured."""
     with tempfile.TemporaryDirectory() as folder:
-        clip = make_demo_clip(Path(folder) / "clip.mp4", seconds=arguments.seconds)
+        clips = [
+            make_demo_clip(Path(folder) / f"{number}.mp4", seconds=arguments.seconds, seed=number)
+            for number in range(arguments.batch_size)
+        ]
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-            rows = [pool.submit(measure, variant, clip, arguments).result() for variant in VARIANTS]
+            rows = [pool.submit(measure, variant, clips, arguments).result() for variant in VARIANTS]
     seconds, memory, tokens, where = rows[0]
     lines = [
-        f"Stage 2, {arguments.batch_size} chats of {arguments.turns} turns about a clip of {arguments.seconds} frames "
-        f"({tokens:,} tokens in all), as shares of full training without gradient checkpointing "
+        f"Stage 2, {arguments.batch_size} chats of {arguments.turns} turns about a clip each, of {arguments.seconds} "
+        f"frames ({tokens:,} tokens in all), as shares of full training without gradient checkpointing "
         f"({seconds:.2f} s a step, {memory / 1e9:.2f} GB, weights and process included); {arguments.vision_layers} "
         f"layers of encoder, {arguments.language_layers} of language model, width {arguments.hidden_size}, "
         f"{arguments.dtype}.",

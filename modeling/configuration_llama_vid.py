@@ -191,6 +191,11 @@ class LlamaVidConfig(PreTrainedConfig):
                 f"`vision_feature_layer` must lie between -{self.vision_config.num_hidden_layers} and -1 for an "
                 f"encoder of {self.vision_config.num_hidden_layers} layers, got {self.vision_feature_layer}."
             )
+        if self.image_token_id == self.video_token_id or min(self.image_token_id, self.video_token_id) < 0:
+            raise ValueError(
+                f"`image_token_id={self.image_token_id}` and `video_token_id={self.video_token_id}` must be two "
+                "different ids of the tokenizer."
+            )
         for name in ("num_query_tokens", "projector_num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

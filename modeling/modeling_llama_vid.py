@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import AutoModel, GenerationMixin
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -447,6 +447,8 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         embeds, images, videos = self.model._embed(input_ids, **visual_inputs)
         self.model._check_visuals_given(input_ids, images, videos)
         positions, length = _positions(attention_mask), input_ids.shape[1] - 1
+        if _rope_depends_on_length(self.config.get_text_config()):
+            chunk_size = max(chunk_size, length)  # or chunks would be read as if nothing came behind
         cache = DynamicCache(config=self.config.get_text_config())
         for start in range(0, length, chunk_size):
             stop = min(start + chunk_size, length)
@@ -533,6 +535,13 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
             if name in visual:
                 expanded[name] = visual[name][order.to(visual[name].device)]
         return expanded
+
+
+def _rope_depends_on_length(text_config: PreTrainedConfig) -> bool:
+    """Whether frequencies of the rotary embedding are other ones in longer prompts."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    layers = [value for value in rope.values() if isinstance(value, dict)]  # one for each kind of layer
+    return any(part.get("rope_type") in ("longrope", "dynamic") for part in [rope, *layers])
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:

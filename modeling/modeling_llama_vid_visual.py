@@ -549,7 +549,7 @@ def _build_vision_tower(config: LlamaVidConfig) -> PreTrainedModel:
     )
     del layers[config.vision_num_layers :]
     for name, _ in list(tower.named_children()):
-        if name in ("post_layernorm", "layernorm", "head", "pooler"):
+        if name in ("post_layernorm", "layernorm", "norm", "rms_norm", "head", "pooler"):
             setattr(tower, name, nn.Identity())
     return tower
 

@@ -30,6 +30,9 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BertModel,
+    CLIPImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
     Gemma2Config,
     Gemma2ForCausalLM,
     InstructBlipForConditionalGeneration,
@@ -39,6 +42,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 from typer.testing import CliRunner
 
@@ -65,6 +69,26 @@ def test_a_vision_tower_is_read_at_its_layer(parts, create, name):
     torch.testing.assert_close(model.encode_frames(pixels), expected)
     assert model.config.vision_feature_layer == layer
     assert model.config.image_qformer_uses_cls == model.config.video_qformer_uses_cls == (layer == -1)
+
+
+def test_pixels_are_scaled_as_the_tower_wants_them(parts, tmp_path, create):
+    folder = shutil.copytree(parts / "clip_vision", tmp_path / "clip")
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    dino = Dinov2Config(hidden_size=40, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14)
+    write(Dinov2Model(dino), tmp_path / "dino")
+    for tower, mean, std, told in (
+        ("clip_vision", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, False),
+        ("eva", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, False),
+        ("siglip", [0.5] * 3, [0.5] * 3, False),
+        (folder, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], False),
+        (tmp_path / "dino", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, True),
+    ):
+        output = f"output-{Path(tower).name}"
+        report, _ = create(output, vision_tower=tower)
+        processor = AutoProcessor.from_pretrained(tmp_path / output)
+        for part in (processor.image_processor, processor.video_processor):
+            assert (list(part.image_mean), list(part.image_std)) == (list(mean), list(std)), tower
+        assert any("no image processor is beside the dinov2" in note for note in report.notes) == told
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """What is said of parts that are missing, of the wrong kind, or do not fit, and that nothing is left behind."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from original_checkpoints import (
@@ -12,6 +15,8 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -56,6 +61,18 @@ def test_missing_parts_are_named(parts, tmp_path, create):
 def test_parts_of_the_wrong_kind(create, wrong, message):
     with pytest.raises(ValueError, match=message):
         create(**wrong)
+
+
+def test_towers_and_language_models_that_do_not_fit(parts, tmp_path, create):
+    sizes = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes)).save_pretrained(tmp_path / "registers")
+    with pytest.raises(ValueError, match=r"is a dinov2_with_registers with register tokens, which are no patches"):
+        create(vision_tower=tmp_path / "registers")
+    folder = shutil.copytree(parts / "llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match=r"the weights of .*llama` are quantized: pass the model in 16 or 32 bits"):
+        create(language_model=folder)
 
 
 def test_files_that_are_no_part(tmp_path, create):

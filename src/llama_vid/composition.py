@@ -146,10 +146,11 @@ def create_model(
                 f"`qformer_tokenizer` has {len(decoder_tokenizer)} tokens, the text decoder's embedding "
                 f"{config.qformer_config.vocab_size} rows: pass the tokenizer that it was trained with."
             )
-        processor = build_processor(config, llm_tokenizer, decoder_tokenizer, chat_template)
+        processor = build_processor(config, llm_tokenizer, decoder_tokenizer, chat_template, tower.pixels)
 
         llm = load_language_model(language_model, text_config, rows, dtype)
         generation_config, notes = make_generation_config(llm, processor)
+        notes += tower.notes
         if not has_plain_head(llm):
             notes.append("the language model changes what its head gives (a bias, scaling, capping): left out here")
             make_head_plain(config.text_config)
@@ -213,6 +214,7 @@ def build_processor(
     tokenizer: PreTrainedTokenizerBase,
     qformer_tokenizer: PreTrainedTokenizerBase,
     chat_template: str = "vicuna_v1",
+    pixels: Mapping | None = None,
 ) -> LlamaVidProcessor:
     """
     The processor that fits a model: its image size and its number of tokens per image and frame.
@@ -223,6 +225,8 @@ def build_processor(
             The language model's; its `<image>` and `<video>` must have the model's ids.
         qformer_tokenizer (`PreTrainedTokenizerBase`): The text decoder's.
         chat_template (`str`, *optional*, defaults to `"vicuna_v1"`): A Jinja template or the name of one of ours.
+        pixels (`Mapping`, *optional*):
+            How the visual encoder wants the values of pixels (`image_mean`, `image_std` …), CLIP's by default.
 
     Returns:
         `LlamaVidProcessor`
@@ -231,7 +235,7 @@ def build_processor(
         ValueError: if the tokenizer's placeholder ids are not the model's.
     """
     side = config.vision_config.image_size
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, **(pixels or {})}
     processor = LlamaVidProcessor(
         image_processor=LlavaImageProcessor(do_pad=True, **size),
         tokenizer=tokenizer,

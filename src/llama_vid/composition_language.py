@@ -38,6 +38,8 @@ def read_text_config(source: str | Path, overrides: Mapping) -> PreTrainedConfig
             f"`language_model`: `{source}` is a {config.model_type}, not a language model alone: pass one that "
             "AutoModelForCausalLM loads, such as a Llama, Qwen or Mistral."
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"`language_model`: the weights of `{source}` are quantized: pass the model in 16 or 32 bits.")
     check_names("config_overrides['text_config']", overrides, config.to_dict())
     return type(config).from_dict({**config.to_dict(), **overrides})
 
@@ -153,7 +155,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether the logits are what the head's matrix gives, without a bias, scaling or soft-capping of their own."""
     ids = torch.zeros(1, 1, dtype=torch.long)
     hidden_states = model.base_model(ids).last_hidden_state
-    return torch.allclose(model(ids).logits, hidden_states @ model.get_output_embeddings().weight.T, atol=1e-3)
+    logits = hidden_states @ model.get_output_embeddings().weight.T
+    return torch.allclose(model(ids).logits.float(), logits.float(), atol=1e-3)
 
 
 def make_head_plain(config: PreTrainedConfig) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     BertModel,
     InstructBlipConfig,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .conversion_files import TensorFiles
 from .conversion_keys import VISION, Shapes, read_text_decoder_config, read_vision_config, rename
@@ -54,6 +56,8 @@ class Part:
         read (`Callable`): Gives its tensors, of a dtype and by their names in the model of a configuration.
         drawn (`str`, *optional*): What stands in the names of tensors that the files need not hold.
         tokenizer (`str` or `Path`, *optional*): Where it has a tokenizer.
+        pixels (`dict`, *optional*): How it wants the values of pixels, as arguments of image processors.
+        notes (`list[str]`, *optional*): What a person should know.
     """
 
     origin: str
@@ -62,6 +66,8 @@ class Part:
     read: Callable[[LlamaVidConfig, torch.dtype], Tensors] = field(default=lambda config, dtype: {})
     drawn: str | None = None
     tokenizer: str | Path | None = None
+    pixels: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_config(argument: str, source: str | Path) -> PreTrainedConfig:
@@ -82,7 +88,7 @@ def load_config(argument: str, source: str | Path) -> PreTrainedConfig:
 
 def describe(config: PreTrainedConfig) -> dict:
     """A configuration's values, without those about the files that it was read from."""
-    about_files = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+    about_files = ("_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
     return {name: value for name, value in config.to_dict().items() if name not in about_files}
 
 
@@ -131,13 +137,33 @@ def open_vision_tower(source: str | Path) -> Part:
             f"`vision_tower`: `{source}` is a {config['model_type']}, which encodes no images of one size: pass an "
             "InstructBLIP, CLIP or SigLIP, or eva_vit_g.pth."
         )
+    if config.get("num_register_tokens"):
+        raise ValueError(
+            f"`vision_tower`: `{source}` is a {config['model_type']} with register tokens, which are no patches: pass "
+            "an encoder without them."
+        )
     is_eva = config["model_type"] == EVA
     settings = {
         "vision_feature_layer": -1 if is_eva else -2,
         "image_qformer_uses_cls": is_eva,
         "video_qformer_uses_cls": is_eva,
     }
-    return Part(str(source), config, settings, read)
+    pixels, notes = ({}, []) if Path(source).is_file() else _pixel_values(source, config["model_type"])
+    return Part(str(source), config, settings, read, pixels=pixels, notes=notes)
+
+
+def _pixel_values(source: str | Path, model_type: str) -> tuple[dict, list[str]]:
+    """How pixels are scaled for an encoder: as the image processor beside it says, else as its kind was trained."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError):
+        if model_type.startswith("siglip"):
+            return {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}, []
+        if model_type == EVA or model_type.startswith("clip"):
+            return {}, []  # CLIP's, by default
+        return {}, [f"no image processor is beside the {model_type}: pixels are scaled as for CLIP"]
+    names = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
+    return {name: getattr(processor, name) for name in names if getattr(processor, name, None) is not None}, []
 
 
 def _read_vision_tower(source: str, stored: PreTrainedConfig, config: LlamaVidConfig, dtype: torch.dtype) -> Tensors:

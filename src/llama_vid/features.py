@@ -192,15 +192,18 @@ def feature_paths(videos: Sequence[str | os.PathLike], output: str | os.PathLike
     names = list(dict.fromkeys(os.fspath(video) for video in videos))
     if not names:
         raise ValueError("videos is empty: pass at least one path or URL.")
-    stems = {
-        name: PurePosixPath(unquote(urlsplit(name).path)).stem if _is_url(name) else Path(name).stem for name in names
-    }
+    stems = {name: features_stem(name) for name in names}
     count = Counter(stem.lower() for stem in stems.values())  # some file systems do not tell Film from film
 
     return {
         name: Path(output) / features_name(stem, name, is_alone=count[stem.lower()] == 1)
         for name, stem in stems.items()
     }
+
+
+def features_stem(name: str) -> str:
+    """What the files of a video's features begin with: its name without the last ending, of a URL that of its path."""
+    return PurePosixPath(unquote(urlsplit(name).path)).stem if _is_url(name) else Path(name).stem
 
 
 def features_name(stem: str, place: str, *, is_alone: bool) -> str:

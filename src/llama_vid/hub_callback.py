@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +17,13 @@ from transformers.training_args import OptimizerNames
 from trl import ModelConfig, SFTConfig
 
 from .hub import open_repository, publish, upload
-from .hub_files import check_contents
+from .hub_files import DRAFT, check_contents
 from .hub_provenance import is_hub_id, provenance_of, public_name, versions, write_provenance
 from .hub_repository import repository
 from .training.arguments import LlamaVidScriptArguments
 from .training.module_names import LANGUAGE_MODULES, VISUAL_MODULES
 from .training.trained_modules import whole_base
-from .whole_files import write_text
+from .whole_files import link_or_copy, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -99,24 +98,38 @@ class HubCallback(TrainerCallback):
         write_provenance(checkpoint, [*self._steps, self._step(args, state)])
         is_busy = self._job is not None and not self._job.done() and not args.hub_always_push
         if self.repo_id is not None and args.hub_strategy != HubStrategy.END and not is_busy:
-            # The trainer may delete the checkpoint before all of it has been sent.
-            copy = TemporaryDirectory(dir=self.output_dir.resolve().parent, prefix=f".{checkpoint.name}.")
-            shutil.copytree(checkpoint, copy.name, copy_function=_link, dirs_exist_ok=True)
             where = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
             message = f"Training in progress, step {state.global_step}"
-            self._job = self._pushes.submit(self._push, copy, message, where.get(args.hub_strategy))
+            try:
+                copy = self._copy(checkpoint)
+            except OSError as error:  # the training goes on, and the result is pushed in the end
+                logger.error("%s was not pushed: %s", message, error)
+            else:
+                self._job = self._pushes.submit(self._push, copy, message, where.get(args.hub_strategy))
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Record the training."""
         if state.is_world_process_zero:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_provenance(self.output_dir, [*self._steps, self._step(args, state)])
+            is_best = args.load_best_model_at_end and state.best_global_step
+            step = self._step(args, state, state.best_global_step if is_best else None)
+            write_provenance(self.output_dir, [*self._steps, step])
 
     def finish(self) -> None:
         """Publish what is in `output_dir`, if that was asked for, when everything has been saved there."""
         if self.repo_id is not None:
             self._pushes.shutdown()  # when all of them are through
             print(publish(self.output_dir, self.repo_id, **self._options))
+
+    def _copy(self, checkpoint: Path) -> TemporaryDirectory:
+        """A copy to push from, as the trainer may delete the checkpoint before all of it has been sent."""
+        prefix, place = f".{self.output_dir.resolve().name}-", self.output_dir.resolve().parent
+        for left in place.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*.push"):
+            if self._job is None:  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        copy = TemporaryDirectory(dir=place, prefix=f"{prefix}{checkpoint.name}.", suffix=".push")
+        shutil.copytree(checkpoint, copy.name, copy_function=link_or_copy, dirs_exist_ok=True)
+        return copy
 
     def _push(self, copy: TemporaryDirectory, message: str, where: str | None) -> None:
         """Push a checkpoint: the model, and `where` the whole with what resuming takes."""
@@ -126,7 +139,8 @@ class HubCallback(TrainerCallback):
                 files = dict(found.files)
                 if where is not None:
                     _forget_best_checkpoint(folder / TRAINER_STATE_NAME)
-                    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != TRAINING_ARGS_NAME]
+                    left_out = (TRAINING_ARGS_NAME, DRAFT)
+                    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in left_out]
                     whole = {path.relative_to(folder).as_posix(): path for path in paths}
                     check_contents({name: path for name, path in whole.items() if name not in files})
                     files |= {f"{where}/{name}": path for name, path in whole.items()}
@@ -134,8 +148,10 @@ class HubCallback(TrainerCallback):
         except Exception as error:  # of whatever kind: the training goes on, and the result is pushed in the end
             logger.error("%s was not pushed: %s", message, error)
 
-    def _step(self, args: SFTConfig, state) -> dict[str, Any]:
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    def _step(self, args: SFTConfig, state, steps: int | None = None) -> dict[str, Any]:
+        """What was done in so many `steps`, or until now."""
+        steps = state.global_step if steps is None else steps
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry and entry["step"] <= steps]
         base, lora = self.model_args.model_name_or_path, self.model_args.use_peft
         return {
             "step": "training",
@@ -147,8 +163,8 @@ class HubCallback(TrainerCallback):
                 {"name": public_name(source.path), "format": source.format, "weight": source.weight}
                 for source in self.script_args.train_datasets
             ],
-            "steps": state.global_step,
-            "epochs": round(state.epoch or 0, 2),
+            "steps": steps,
+            "epochs": round((state.epoch or 0) * steps / max(1, state.global_step), 2),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "optimizer": "muon, adamw" if self.script_args.use_muon else OptimizerNames(args.optim).value,
             "learning_rate": args.learning_rate,
@@ -165,11 +181,3 @@ def _forget_best_checkpoint(path: Path) -> None:
     if state.get("best_model_checkpoint") is not None:
         # A new file in its place: it may be a second name of the trainer's own.
         write_text(path, json.dumps({**state, "best_model_checkpoint": None}, indent=2) + "\n")
-
-
-def _link(source: str, target: str) -> None:
-    """A second name of a file, which costs no space, or a copy where that cannot be."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

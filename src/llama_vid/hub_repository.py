@@ -17,7 +17,7 @@ from .hub_card import MARKER, is_written_by_hand, render_card
 from .hub_files import CARD, DRAFT, check_contents, code_files, collect, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
 from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
-from .whole_files import write_text
+from .whole_files import link_or_copy, write_text
 
 ADAPTER = "adapter_config.json"
 
@@ -127,7 +127,10 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(path.resolve())
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:  # on Windows only administrators and developers may
+            link_or_copy(path.resolve(), place)
 
 
 def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,3 +27,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text as a [`whole_file`]."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """A second name of a file, which costs no space, or a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -249,6 +249,15 @@ def test_tags_of_html_are_words(write):
     assert [message["content"] for message in messages] == [[{"type": "text", "text": text}] for text in words]
 
 
+@pytest.mark.parametrize("question", ["<image> What?", "What?\n<image>", "What? <image>", "<image><image>\nWhat?"])
+def test_a_visual_that_lacks_is_an_error(write, question):
+    for given in ({}, {"image": None}, {"images": ["a.jpg"]}):
+        with pytest.raises(ValueError, match=r"record 0: \d `<image>` placeholders for 0 images"):
+            messages_of(write([{"conversations": chat(question, "a"), **given}]), "llava")
+    with pytest.raises(ValueError, match=r"record 0: 1 `<image>` placeholders for 0 images"):
+        messages_of(write([{"conversations": chat("Is this <image> it?", "a"), "image": ""}]), "llava")
+
+
 def test_bad_records_may_be_skipped(write, caplog):
     rows = [{"id": i, "conversations": chat("a", "b")} for i in range(150)]
     for i in range(7):

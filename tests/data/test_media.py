@@ -69,14 +69,19 @@ def test_features_of_videos_with_equal_stems(tmp_path):
     assert found == [str(together[str(video)]) for video in videos]
 
 
-def test_names_with_dots_keep_them():
+def test_features_have_the_names_that_are_written():
+    media = Media(None, "media", "features")
+    names = ["00001.mts", "film.vob", "clip_1.5s", "Mr. Nobody.mkv", "a.MOV", "frames", f"{124 * 'é'}.mp4"]
+    for name in [*names, "https://example.org/x/clip%201.webm?key=1"]:
+        video = name if name.startswith("http") else f"media/{name}"
+        assert media.video(name)["features"] == str(feature_paths([video], "features")[video]), name
+
+
+def test_ids_with_dots_get_an_ending():
     media = Media(Path("data"), "media", "features")
-    names = ["Mr. Nobody", "clip_1.5s", "Mr. Nobody.mkv", "a.MOV"]
-    stems = ["Mr. Nobody", "clip_1.5s", "Mr. Nobody", "a"]
-    assert [media.video(name)["features"] for name in names[:2] + names[3:]] == [
-        f"features/{stem}.safetensors" for stem in stems[:2] + stems[3:]
-    ]
+    names = ["Mr. Nobody", "clip_1.5s", "Mr. Nobody.mkv", "film.mts", "film.3gp"]
     assert [media.with_suffix(name) for name in names] == ["Mr. Nobody.mp4", "clip_1.5s.mp4", *names[2:]]
+    assert media.video(media.with_suffix("Mr. Nobody"))["features"] == "features/Mr. Nobody.safetensors"
 
 
 def test_subtitles_lie_in_their_folder_or_beside_the_film(tmp_path):

@@ -195,6 +195,7 @@ def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):
         ({"resume_from_checkpoint": "checkpoint-7"}, "is checkpoint-7, which is no complete checkpoint"),
         ({"chat_template": "vicuna"}, "`chat_template='vicuna'` is neither a Jinja template nor one of vicuna_v1"),
         ({"chat_template_path": "a.jinja"}, "`chat_template_path` is 'a.jinja', which does not work here: use `chat_t"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1, which does not work here: the model gives"),
         ({"packing": True}, "`packing` is True, which does not work here: samples with visuals stay whole"),
         ({"assistant_only_loss": True}, "`assistant_only_loss` is True, which does not work here: the loss is so in"),
         ({"completion_only_loss": False}, "`completion_only_loss` is False, which does not work here: the loss is on"),

@@ -27,8 +27,8 @@ _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 JSON_SUFFIXES = (".json", ".jsonl")
 
-# Of texts about HTML and the like.
-WITHIN_LINE = re.compile(rf"(?<=[^\n]){PLACEHOLDER.pattern}|{PLACEHOLDER.pattern}(?=[^\n])")
+# Of texts about HTML and the like: no placeholder stands so where data sets have them, first or last.
+WITHIN_WORDS = re.compile(rf"(?<=.){PLACEHOLDER.pattern}(?=.)", re.DOTALL)
 
 
 def read_records(
@@ -68,20 +68,25 @@ def read_records(
             or names make no sense. Messages say where it stands.
         BadSampleError: while iterating, too many skipped records.
     """
+    roots = {"root": root, "features_root": features_root, "subtitles_root": subtitles_root}
+    return good_records(all_records(path, format, **roots), on_bad_sample, max_skipped_share)
+
+
+def all_records(path: str | os.PathLike, format: str, **roots: str | os.PathLike | None) -> Iterator[dict[str, Any]]:
+    """As [`read_records`], with the bad ones, which have an `error`."""
     if format not in READERS:
         raise ValueError(f"`format={format!r}` is unknown: use one of {', '.join(READERS)}.")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Data file {path} does not exist: check `path`.")
-    records = READERS[format](path, Media(path.parent, root, features_root, subtitles_root))
-    return good_records(records, on_bad_sample, max_skipped_share)
+    return READERS[format](path, Media(path.parent, **roots))
 
 
 def read_llava(path: Path, media: Media) -> Iterator[dict[str, Any]]:
     """
     LLaVA's JSON: `{"id", "image" or "video" (one or a list; optional), "conversations": [{"from": "human" or "gpt",
-    "value"}]}`. Placeholders may stand anywhere in a human turn, and say `<image>` for a video too; in a record without
-    visuals, they are words within a line.
+    "value"}]}`. Placeholders may stand anywhere in a human turn, and say `<image>` for a video too; in a record that
+    has no such key, they are words within others.
     """
     return _read_json(path, partial(_llava, media=media))
 
@@ -193,8 +198,8 @@ def _llava(record: dict, media: Media) -> list[dict]:
     if visuals:
         [kind] = visuals
         turns = [(role, PLACEHOLDER.sub(f"<{kind}>", words)) for role, words in turns]
-    else:
-        turns = [(role, WITHIN_LINE.sub(as_words, words)) for role, words in turns]
+    elif not record.keys() & {"image", "images", "video", "videos"}:
+        turns = [(role, WITHIN_WORDS.sub(as_words, words.strip())) for role, words in turns]
     return build_chat(turns, visuals)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llama_vid.features import features_name
+from llama_vid.features import features_name, features_stem
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-# Behind another dot there may be a name: "Mr. Nobody", "clip_1.5s".
-SUFFIXES = (*VIDEO_SUFFIXES, ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".m2ts", ".3gp", ".ogv", ".gif", ".tar")
+# An ending of any file; "Mr. Nobody" and "clip_1.5s" have none.
+ENDING = re.compile(r"\.([A-Za-z][A-Za-z0-9]{1,3}|3gp)$")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Media:
         path = self.path(name)
         if self.features_root is None:
             return {"type": "video", "path": path}
-        return {"type": "video", "features": self._features(_stem(name), path)}
+        return {"type": "video", "features": self._features(features_stem(name), path)}
 
     def _features(self, stem: str, path: str) -> str:
         """A video's file of features, by the rule of `feature_paths`. Raises ValueError if it is another video's."""
@@ -104,7 +104,7 @@ class Media:
     def film(self, name: str) -> dict[str, Any]:
         """As [`~Media.video`], with its subtitles if there are any: without a folder of them, beside the video."""
         root = self.features_root if self.subtitles_root is None else self.subtitles_root
-        stem = _without_suffix(name) if root is None else _stem(name)
+        stem = PurePosixPath(name).with_suffix("") if root is None else features_stem(name)
         files = (self.path(f"{stem}{suffix}", root) for suffix in (".srt", ".vtt"))
         subtitles = next(filter(os.path.isfile, files), None)
         return self.video(name) if subtitles is None else {**self.video(name), "subtitles": subtitles}
@@ -112,7 +112,7 @@ class Media:
     def with_suffix(self, name: str) -> str:
         """A video's file name from its id: with the suffix of the file that is there, `.mp4` if there is none."""
         path = self.path(name)
-        if _without_suffix(name) != name or os.path.exists(path):  # also a folder of frames
+        if ENDING.search(name) or os.path.exists(path):  # also a folder of frames
             return name
         return name + next((suffix for suffix in VIDEO_SUFFIXES if os.path.isfile(path + suffix)), ".mp4")
 
@@ -136,15 +136,6 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
         named = [part.get(key) for part in parts for key in ("path", "features", "subtitles")]
         paths |= dict.fromkeys(path for path in named if isinstance(path, str) and not _is_url(path))
     return [path for path in paths if not os.path.exists(path)]
-
-
-def _stem(name: str) -> str:
-    return _without_suffix(PurePosixPath(name).name)
-
-
-def _without_suffix(name: str) -> str:
-    suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
 
 
 def _is_url(name: str) -> bool:

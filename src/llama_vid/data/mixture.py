@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from llama_vid.data.chats import messages_of_row
-from llama_vid.data.formats import JSON_SUFFIXES, READERS, read_records
+from llama_vid.data.formats import JSON_SUFFIXES, READERS, all_records
 from llama_vid.data.media import Media
 from llama_vid.data.records import check_skipped_share, good_records, make_record, row_features, to_row
 
@@ -165,9 +165,9 @@ def _load(
 def _rows(config: DatasetConfig, **bad_samples) -> Iterator[dict[str, Any]]:
     """The rows of a data file."""
     roots = {"root": config.root, "features_root": config.features_root, "subtitles_root": config.subtitles_root}
-    records = read_records(config.path, config.format, **roots, **bad_samples)
+    records = islice(all_records(config.path, config.format, **roots), config.max_samples)
     row = None
-    for record in islice(records, config.max_samples):
+    for record in good_records(records, **bad_samples):
         row = to_row(record)
         yield row
     if row is None:

@@ -129,6 +129,10 @@ def check_collation(training_args: "SFTConfig") -> None:
         "chat_template_path": (training_args.chat_template_path, "use `chat_template`"),
         "packing": (training_args.packing, "samples with visuals stay whole; leave it out"),
         "padding_free": (training_args.padding_free, "leave it out"),
+        "label_smoothing_factor": (
+            training_args.label_smoothing_factor,
+            "the model gives its placeholders no probability; leave it out",
+        ),
         "assistant_only_loss": (training_args.assistant_only_loss, "the loss is so in any case; leave it out"),
         "completion_only_loss": (
             training_args.completion_only_loss is False,

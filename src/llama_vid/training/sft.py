@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 
 from llama_vid.composition_language import answer_end, stretch_context, with_end
@@ -210,8 +211,9 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         model.generation_config.eos_token_id = with_end(model.generation_config.eos_token_id, answer_end(processor))
     if script_args.context_length is not None:
         processor.tokenizer.model_max_length = script_args.context_length
-    tower, is_shared = model.model.vision_tower, is_deepspeed_zero3_enabled()
-    is_stored = all(weight.dtype == stored_dtype and not weight.is_meta for weight in tower.parameters())
+    # ZeRO-3 shares the weights; with FSDP one process may be the only one to have them.
+    tower, is_shared = model.model.vision_tower, is_deepspeed_zero3_enabled() or is_fsdp_enabled()
+    is_stored = all(weight.dtype == stored_dtype for weight in tower.parameters())
     encoder = encoder_fingerprint(tower, model.config) if is_stored and not is_shared else None
     return model, processor, encoder
 

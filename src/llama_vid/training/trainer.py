@@ -50,6 +50,7 @@ class LlamaVidTrainer(SFTTrainer):
         self.eval_answers = eval_answers
         self.trained_modules = trained_modules
         self.save_dtype = save_dtype
+        self._frozen: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -77,11 +78,18 @@ class LlamaVidTrainer(SFTTrainer):
         finally:
             self.accelerator.device_placement = placement
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers."""
+        # Here, as in older versions the first process alone comes to `_save`.
+        gathers = is_deepspeed_zero3_enabled() and isinstance(self.model, PeftModel)
+        self._frozen = _frozen_parts(self.model) if gathers else {}
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
         is_checkpoint = Path(output_dir).name == self._checkpoint_name()
-        if is_deepspeed_zero3_enabled() and isinstance(self.model, PeftModel):
-            state_dict = {**(state_dict or {}), **_frozen_parts(self.model)}
+        if self._frozen:
+            state_dict = {**(state_dict or {}), **self._frozen}
         if self.save_dtype is not None and self.args.should_save and not is_checkpoint:
             state_dict = in_dtype(self.model.state_dict() if state_dict is None else state_dict, self.save_dtype)
         if self.trained_modules is None:
