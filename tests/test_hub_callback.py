@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from small_videos import pictures
 
-from llama_vid.hub_callback import _forget_best_checkpoint
+from llama_vid.hub_callback import HubCallback, _forget_best_checkpoint
 from llama_vid.hub_files import code_files
 from llama_vid.session import TINY_CHECKPOINT
 
@@ -182,6 +182,20 @@ def test_what_cannot_be_pushed_ends_before_it_trains(hub, runs, tmp_path, change
     assert result.returncode == 1
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_copies_to_push_from(tmp_path):
+    """What a run that was killed left behind goes, another run's stays, and so does the checkpoint."""
+    callback = HubCallback.__new__(HubCallback)
+    callback.output_dir, callback._job = tmp_path / "run", None
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-2" / "README.md").write_text("draft")
+    for name in (".run-checkpoint-1.abcd.push", ".other-checkpoint-1.abcd.push"):
+        (tmp_path / name).mkdir()
+    with callback._copy(tmp_path / "run" / "checkpoint-2") as copy:
+        assert (Path(copy) / "README.md").read_text() == "draft"
+        assert {path.name for path in tmp_path.iterdir()} == {"run", ".other-checkpoint-1.abcd.push", Path(copy).name}
+    assert (tmp_path / "run" / "checkpoint-2" / "README.md").exists()
 
 
 def test_the_place_of_the_best_checkpoint_is_not_told(tmp_path):

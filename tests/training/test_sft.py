@@ -60,6 +60,19 @@ def test_features_of_another_encoder(data, tmp_path):
                 train(["--config", path])
 
 
+def test_provenance_is_of_the_best_model(data, tmp_path):
+    changes = {"eval_datasets": llava(data), "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}
+    changes |= {"save_steps": 1, "load_best_model_at_end": True, "greater_is_better": True, "learning_rate": 1e-3}
+    trainer = train(["--config", recipe(tmp_path, data, 2, **changes)])
+    assert trainer.state.global_step == 4
+    best = trainer.state.best_global_step  # that of the highest loss, so the first one
+    assert best < 4
+    step = json.loads((tmp_path / "run" / "provenance.json").read_text())[-1]
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    assert (step["steps"], step["loss"]) == (best, pytest.approx(losses[best], abs=1e-4))
+    assert step["epochs"] == pytest.approx(trainer.state.epoch * best / 4, abs=0.01)
+
+
 def test_lora_of_stage_2(data, tmp_path):
     changes = {"module_learning_rates": {"multi_modal_projector": 1e-3}, "model_revision": "v1"}
     path = recipe(tmp_path, data, 2, use_peft=True, lora_r=4, **changes)
