@@ -203,7 +203,7 @@ def features(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="An original checkpoint: a full one, or stage 1's mm_projector.bin.")],
+    source: Annotated[Path, typer.Argument(help="Folder or Hub id of an original checkpoint, full or of stage 1.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
     vision_tower: Annotated[
         str | None,
@@ -297,7 +297,9 @@ def create(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    config: Annotated[Path, typer.Option(help="A recipe: stage, data, and any argument of TRL's SFTConfig.")],
+    config: Annotated[
+        Path, typer.Option(help="A recipe: stage, data, and arguments of TRL's SFTConfig and ModelConfig.")
+    ],
 ) -> None:
     """
     Train a stage as a recipe says; further arguments override it.

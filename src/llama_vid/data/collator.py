@@ -31,7 +31,8 @@ NAMES = ("id", "source", "video", "image")
 class LlamaVidDataCollator:
     """
     From records with `messages` (transformers' chat form) to a batch for [`LlamaVidForConditionalGeneration`]. Images,
-    videos, features in files and plain text may stand side by side in a batch.
+    videos, features in files and plain text may stand side by side in a batch. A visual is guided by the last question
+    before the next one: rows of [`load_mixture`] show it again with every question, each guided by its own.
 
     The loss is on the assistant's turns only, as the chat template marks them (`{% generation %}`), or, where it does
     not, on what each of them adds to the rendered chat. With the `plain` template that is stage 1: the caption and a
