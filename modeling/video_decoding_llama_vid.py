@@ -315,7 +315,7 @@ def read_timeline(
             last_is_cut = packet.is_corrupt
             if packet.is_discard:  # outside an MP4's edit list: decoded for others' sake, never shown
                 continue
-            timed = timed and packet.pts is not None and not _starts_again(last_dts, packet)
+            timed = timed and packet.pts is not None and not _starts_again(last_dts, packet, container.format.name)
             last_dts = packet.dts if packet.dts is not None else last_dts
             pts.append(packet.pts or 0)
             durations.append(packet.duration or 0)
@@ -356,11 +356,12 @@ def read_timeline(
     return timeline, index, damage
 
 
-def _starts_again(last_dts: int | None, packet: av.Packet) -> bool:
+def _starts_again(last_dts: int | None, packet: av.Packet, format_name: str) -> bool:
     """Whether the clock of a stream goes back, or as FFmpeg takes that in MPEG-TS, on by a whole turn of 33 bits."""
     if last_dts is None or packet.dts is None:
         return False
-    return (last_dts - packet.dts) * packet.time_base > MISSING_SECONDS or packet.dts - last_dts > WRAP_TICKS
+    wraps = format_name == "mpegts" and packet.dts - last_dts > WRAP_TICKS
+    return wraps or (last_dts - packet.dts) * packet.time_base > MISSING_SECONDS
 
 
 def without_gaps(timeline: Timeline, index: PacketIndex, last_is_cut: bool) -> Timeline:
