@@ -383,7 +383,7 @@ class LlamaVidProcessor(ProcessorMixin):
                 opened[key] = (
                     self._open_features(features)
                     if isinstance(features, str | Path)
-                    else _EncodedVideo(features, times if times is None else Clock.of_times(times))
+                    else _EncodedVideo(features, None if times is None else Clock.of_times(times))
                 )
             found.append(opened[key])
         return found
@@ -444,12 +444,12 @@ class LlamaVidProcessor(ProcessorMixin):
                 f"Video {position} is looked at from {max(0.0, clock.start):.1f} to {clock.end:.1f} s: {dropped} "
                 "subtitle cues outside that are dropped."
             )
-        return [self.as_words(text) for text in words]
+        return self.as_words(words)
 
-    def as_words(self, text: str) -> str:
-        """A text in which nothing is a placeholder or a special token: those that were typed are taken apart."""
+    def as_words(self, texts: list[str]) -> list[str]:
+        """Texts in which nothing is a placeholder or a special token: those that were typed are taken apart."""
         special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return without_control_tokens(text, special)
+        return [without_control_tokens(text, special) for text in texts]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The placeholders that image `image_idx` (among the distinct ones) expands to."""

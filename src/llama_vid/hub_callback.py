@@ -124,9 +124,9 @@ class HubCallback(TrainerCallback):
     def _copy(self, checkpoint: Path) -> TemporaryDirectory:
         """A copy to push from, as the trainer may delete the checkpoint before all of it has been sent."""
         prefix, place = f".{self.output_dir.resolve().name}-", self.output_dir.resolve().parent
-        for left in place.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*.push"):
-            if self._job is None:  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        if self._job is None:  # then what is there is of a run that was killed
+            for left in place.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*.push"):
+                shutil.rmtree(left)
         copy = TemporaryDirectory(dir=place, prefix=f"{prefix}{checkpoint.name}.", suffix=".push")
         shutil.copytree(checkpoint, copy.name, copy_function=link_or_copy, dirs_exist_ok=True)
         return copy

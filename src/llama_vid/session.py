@@ -200,9 +200,8 @@ class LlamaVidSession:
         if not question.strip():
             raise ValueError("`question` is empty: ask something about the video.")
         start = time.perf_counter()
-        # A token that was typed is words.
-        asked = _text(self.processor.as_words(question))
-        user = {"role": "user", "content": [*([] if self.messages else self._film()), asked]}
+        [words] = self.processor.as_words([question])  # a token that was typed is words
+        user = {"role": "user", "content": [*([] if self.messages else self._film()), _text(words)]}
         inputs = self.processor.apply_chat_template(
             [*self.messages, user],
             add_generation_prompt=True,
