@@ -22,9 +22,16 @@ _CONTENT = """\
 {%- endmacro -%}
 """
 
+_UNKNOWN_ROLE = """\
+{%- macro unknown_role(message) -%}
+{{ raise_exception('Unknown role ' ~ message['role'] ~ ': use system, user or assistant.') }}
+{%- endmacro -%}
+"""
+
 # Vicuna v1, the format of the released checkpoints (paper, training settings).
 _VICUNA_V1 = (
     _CONTENT
+    + _UNKNOWN_ROLE
     + """\
 {%- set default_system = "A chat between a curious user and an artificial intelligence assistant. The assistant gives \
 helpful, detailed, and polite answers to the user's questions." -%}
@@ -32,7 +39,9 @@ helpful, detailed, and polite answers to the user's questions." -%}
 {%- for message in messages -%}
 {%- if message['role'] == 'system' -%}{{ content_of(message) + ' ' }}
 {%- elif message['role'] == 'user' -%}{{ 'USER: ' + content_of(message) + ' ' }}
-{%- else -%}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + content_of(message) + eos_token }}{% endgeneration %}
+{%- elif message['role'] == 'assistant' -%}
+{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + content_of(message) + eos_token }}{% endgeneration %}
+{%- else -%}{{ unknown_role(message) }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
@@ -42,6 +51,7 @@ helpful, detailed, and polite answers to the user's questions." -%}
 # Stage 1: the visual and its caption, without roles; the request goes to the text decoder only.
 _PLAIN = (
     _CONTENT
+    + _UNKNOWN_ROLE
     + """\
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}
@@ -50,6 +60,7 @@ _PLAIN = (
 {%- endfor -%}
 {%- elif message['role'] == 'assistant' -%}
 {% generation %}{{ content_of(message) + '\\n' }}{% endgeneration %}
+{%- elif message['role'] != 'system' -%}{{ unknown_role(message) }}
 {%- endif -%}
 {%- endfor -%}
 """
@@ -86,17 +97,18 @@ _LLAMA3 = (
 CHAT_TEMPLATES = {"vicuna_v1": _VICUNA_V1, "plain": _PLAIN, "chatml": _CHATML, "llama3": _LLAMA3}
 
 
-def find_chat_template(template: str | None) -> str | None:
+def find_chat_template(template: str | dict[str, str] | None) -> str | dict[str, str] | None:
     """
     A Jinja template as it is, or one of ours by its name.
 
     Args:
-        template (`str`, *optional*): The template, or one of `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`.
+        template (`str` or `dict[str, str]`, *optional*):
+            The template, or one of `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`; or templates by name.
 
     Raises:
         ValueError: it is neither.
     """
-    if template is None or "{" in template:
+    if template is None or isinstance(template, dict) or "{" in template:
         return template
     if template not in CHAT_TEMPLATES:
         raise ValueError(

@@ -128,7 +128,7 @@ class LlamaVidConfig(PreTrainedConfig):
         kwargs.pop("auto_map", None)  # a loaded one names the repository it came from; ours goes wherever it is saved
         self.auto_map = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
     @property
     def uses_bert_decoder(self) -> bool:
@@ -176,7 +176,13 @@ class LlamaVidConfig(PreTrainedConfig):
         side = self.patch_grid_side if grid_size is None else grid_size
         return int(self.use_context_token) + int(self.use_content_token) * side**2
 
-    def _check(self):
+    def check(self):
+        """
+        Check that the parts fit; models do so again when they are built, after overrides of `from_pretrained`.
+
+        Raises:
+            ValueError: naming the field that does not fit.
+        """
         if not (self.use_context_token or self.use_content_token):
             raise ValueError(
                 "`use_context_token` and `use_content_token` are both False: a frame would have no token. Keep one."
@@ -195,6 +201,11 @@ class LlamaVidConfig(PreTrainedConfig):
             raise ValueError(
                 f"`image_token_id={self.image_token_id}` and `video_token_id={self.video_token_id}` must be two "
                 "different ids of the tokenizer."
+            )
+        if getattr(self.text_config, "output_router_logits", False):
+            raise ValueError(
+                "`text_config.output_router_logits=True` asks for a balance loss of the experts, which is not "
+                "computed: set it to False."
             )
         for name in ("num_query_tokens", "projector_num_layers"):
             if getattr(self, name) < 1:

@@ -1,6 +1,8 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """Chat messages: their form, what their videos bring along, and which words guide which visual."""
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # The sentences that stand around a film in the long-video data (stage 3): not words about what to look for.
@@ -13,6 +15,43 @@ class Turn(NamedTuple):
 
     user_text: str | None
     placeholders: list[str]
+
+
+def words_of_user(text: str, kinds: dict[str, str]) -> str:
+    """A user turn's words: without placeholders (the keys of `kinds`) and the sentences around a film."""
+    other = "|".join(map(re.escape, (*kinds, FILM_INTRODUCTION, FILM_END)))
+    return re.sub(rf"\n?(?:{other})", "", text).strip()
+
+
+def turn_of_message(message: dict, kinds: dict[str, str], with_typed_tokens: bool) -> Turn:
+    """A message; placeholders that were typed in its texts count, or are words."""
+    content = message.get("content", "")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    tokens = {kind: token for token, kind in kinds.items()}
+    text = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in parts)
+    placeholders = _placeholders(text, kinds)
+    if not with_typed_tokens:
+        placeholders = [part["type"] for part in parts if part["type"] in tokens]
+    return Turn(words_of_user(text, kinds) if message["role"] == "user" else None, placeholders)
+
+
+def turns_of_prompt(prompt: str, markers: list[str] | None, kinds: dict[str, str]) -> list[Turn]:
+    """A rendered prompt as turns, by the markers around user turns; without markers it has no user text."""
+    if not markers:
+        return [Turn(None, _placeholders(prompt, kinds))]
+    start, end = map(re.escape, markers)
+    turns, position = [], 0
+    for match in re.finditer(rf"{start}(.*?)(?={end}|{start}|\Z)", prompt, flags=re.DOTALL):
+        turns.append(Turn(None, _placeholders(prompt[position : match.start()], kinds)))
+        turns.append(Turn(words_of_user(match[1], kinds), _placeholders(match[1], kinds)))
+        position = match.end()
+    return [*turns, Turn(None, _placeholders(prompt[position:], kinds))]
+
+
+def _placeholders(text: str, kinds: dict[str, str]) -> list[str]:
+    # Behind transformers' mark (`sanitize_control_tokens`) it is what a user typed.
+    either = "|".join(map(re.escape, kinds))
+    return [kinds[token] for token in re.findall(f"(?<!\U000f0000)(?:{either})", text)]
 
 
 def choose_instructions(turns: list[Turn], default: str) -> list[str]:
@@ -32,10 +71,15 @@ def normalize_messages(messages) -> list[dict]:
     New messages (transformers rewrites them in place), without the `None` entries that data sets fill in.
 
     Raises:
-        ValueError: for a part that is neither text nor image nor video.
+        ValueError: for a message that is no dictionary, or a part that is neither text nor image nor video.
     """
     normalized = []
     for message in messages:
+        if not isinstance(message, Mapping):
+            raise ValueError(
+                f"A message is a {type(message).__name__}: pass dictionaries with `role` and `content` (objects of "
+                "clients have `model_dump()`, data classes `dataclasses.asdict`)."
+            )
         message = {key: value for key, value in message.items() if value is not None}
         if not isinstance(message.get("content", ""), str):
             message["content"] = [_normalize_part(part) for part in message["content"]]

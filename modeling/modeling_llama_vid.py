@@ -7,7 +7,13 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -42,12 +48,15 @@ class LlamaVidModelOutputWithPast(BaseModelOutputWithPast):
             The videos' visual tokens.
         image_context_attentions, video_context_attentions (`torch.Tensor` of shape `(…, num_patches)`, *optional*):
             With `output_context_attentions=True`: per image or frame and patch, its weight in the context token.
+        router_logits (`tuple` of `torch.Tensor`, *optional*):
+            With `output_router_logits=True` and a language model of experts: its routers' scores.
     """
 
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
     image_context_attentions: torch.Tensor | None = None
     video_context_attentions: torch.Tensor | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -65,6 +74,7 @@ class LlamaVidCausalLMOutputWithPast(CausalLMOutputWithPast):
     video_hidden_states: torch.Tensor | None = None
     image_context_attentions: torch.Tensor | None = None
     video_context_attentions: torch.Tensor | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class LlamaVidModel(LlamaVidVisualModel):
@@ -73,6 +83,7 @@ class LlamaVidModel(LlamaVidVisualModel):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.weight$"]  # of the whole model's checkpoint
 
     def __init__(self, config: LlamaVidConfig):
+        config.check()  # overrides of `from_pretrained` come after the configuration's own
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -480,6 +491,12 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         if is_first_iteration or cache is None or cache.get_seq_length() == 0:
             inputs.update(visual)
         return inputs
+
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        """As in transformers, without placeholders: prompt-lookup decoding, which copies from the prompt, asks here."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        placeholders = [self.config.image_token_id, self.config.video_token_id]
+        return LogitsProcessorList([*processors, SuppressTokensLogitsProcessor(placeholders, self.device)])
 
     def _prepare_generated_length(self, *args, **kwargs):
         """As in transformers, with a warning where the language model was trained for less."""

@@ -3,7 +3,6 @@
 
 import inspect
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,15 @@ from transformers.utils import logging
 from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import find_chat_template, find_user_turn_markers
-from .messages_llama_vid import FILM_END, FILM_INTRODUCTION, Turn, choose_instructions, normalize_messages, video_parts
+from .messages_llama_vid import (
+    Turn,
+    choose_instructions,
+    normalize_messages,
+    turn_of_message,
+    turns_of_prompt,
+    video_parts,
+    words_of_user,
+)
 from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, subtitles_of_videos, without_control_tokens
 from .video_features_llama_vid import VideoFeatures, pixel_settings
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
@@ -74,8 +81,9 @@ class LlamaVidProcessor(ProcessorMixin):
             Samples, decodes and prepares video frames.
         qformer_tokenizer (`PreTrainedTokenizerBase`):
             The text decoder's (BERT's in the released checkpoints).
-        chat_template (`str`, *optional*):
-            A Jinja template, or the name of one of ours: `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            A Jinja template, or the name of one of ours: `"vicuna_v1"`, `"plain"`, `"chatml"`, `"llama3"`; or several
+            templates by name, `"default"` among them.
         image_seq_length (`int`, *optional*, defaults to 257):
             Tokens of an image; the model's `config.image_seq_length`.
         frame_seq_length (`int`, *optional*, defaults to 2):
@@ -102,7 +110,7 @@ class LlamaVidProcessor(ProcessorMixin):
         tokenizer=None,
         video_processor=None,
         qformer_tokenizer=None,
-        chat_template: str | None = None,
+        chat_template: str | dict[str, str] | None = None,
         image_seq_length: int = 257,
         frame_seq_length: int = 2,
         default_instruction: str = "Describe the image concisely.",
@@ -128,15 +136,16 @@ class LlamaVidProcessor(ProcessorMixin):
             qformer_tokenizer,
             chat_template=find_chat_template(chat_template),
         )
-        if self.chat_template is not None:
-            # Stored ones may belong to another template than the one that is given now.
-            found = find_user_turn_markers(self.apply_chat_template)
-            user_turn_markers = user_turn_markers if found == [] and user_turn_markers else found
+        # Stored ones may belong to another template than the one that is given now.
         self.user_turn_markers = user_turn_markers
+        self._template_of_markers = None
+        self._find_user_turn_markers(otherwise=user_turn_markers)
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
         """As in transformers, but the language model's tokenizer never takes the place of the text decoder's."""
+        for name in ("image_seq_length", "frame_seq_length"):  # the processor's; configurations have them as well
+            kwargs.pop(name, None)
         if sub_processor_type == "tokenizer":
             return super()._load_tokenizer_from_pretrained(
                 sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
@@ -218,13 +227,10 @@ class LlamaVidProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else list(text)
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError("`text` must be a string or a list of strings: one prompt for each sample.")
-        turns = [self._turns_of_prompt(prompt) for prompt in prompts]
+        self._find_user_turn_markers()
+        turns = [turns_of_prompt(prompt, self.user_turn_markers, self._kinds) for prompt in prompts]
         if instructions is None:
-            if self.user_turn_markers == [] and any(turn.placeholders for prompt in turns for turn in prompt):
-                raise ValueError(
-                    "The chat template's user turns cannot be told apart in a rendered prompt: pass `instructions`, or "
-                    "messages to `apply_chat_template(…, tokenize=True)`."
-                )
+            self._check_user_turns_found(turns, prompts)
             instructions = [choose_instructions(prompt, self.default_instruction) for prompt in turns]
         kinds = [[kind for turn in prompt for kind in turn.placeholders] for prompt in turns]
         encoded_instructions = self._tokenize_instructions(instructions, kinds, kwargs)
@@ -247,12 +253,12 @@ class LlamaVidProcessor(ProcessorMixin):
                 `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video`, a video that
                 `encode_frames` encoded under `features`, or OpenAI's `image_url`.
             chat_template (`str`, *optional*):
-                A template, or the name of one of ours, instead of the processor's.
+                A template, or the name of one of ours or of the processor's several, instead of its own.
             processor_kwargs (`dict`, *optional*):
                 Arguments of the processor's call (`fps`, `num_frames`, `padding` …); they are also taken directly.
             **kwargs: transformers' arguments, and variables of the template.
         """
-        is_batched = len(conversation) > 0 and not isinstance(conversation[0], dict)
+        is_batched = len(conversation) > 0 and _is_list(conversation[0])
         conversations = [normalize_messages(messages) for messages in (conversation if is_batched else [conversation])]
         if not all(conversations):
             raise ValueError("`conversation` is empty, or one of its batch is: pass at least one message.")
@@ -261,7 +267,9 @@ class LlamaVidProcessor(ProcessorMixin):
             for name in self._call_kwargs & set(kwargs):
                 processor_kwargs[name] = kwargs.pop(name)
             typed = not kwargs.get("sanitize_control_tokens")
-            turns = [[self._turn_of_message(message, typed) for message in messages] for messages in conversations]
+            turns = [
+                [turn_of_message(message, self._kinds, typed) for message in messages] for messages in conversations
+            ]
             guides = [choose_instructions(messages, self.default_instruction) for messages in turns]
             processor_kwargs.setdefault("instructions", guides)
             for name, values in video_parts(conversations).items():
@@ -276,7 +284,7 @@ class LlamaVidProcessor(ProcessorMixin):
             kwargs, processor_kwargs = {**processor_kwargs, **kwargs}, None
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
-            chat_template=find_chat_template(chat_template),
+            chat_template=chat_template if self._has_template(chat_template) else find_chat_template(chat_template),
             processor_kwargs=processor_kwargs,
             **kwargs,
         )
@@ -290,6 +298,41 @@ class LlamaVidProcessor(ProcessorMixin):
             set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features", "video_times"}
         )
         return names - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys()
+
+    @property
+    def _kinds(self) -> dict[str, str]:
+        """The kind of visual of each placeholder."""
+        return {self.image_token: "image", self.video_token: "video"}
+
+    def _has_template(self, name: str | None) -> bool:
+        return isinstance(self.chat_template, dict) and name in self.chat_template
+
+    def _find_user_turn_markers(self, otherwise: list[str] | None = None):
+        """Those of the chat template that is set now, and `otherwise` where a probe cannot tell its turns apart."""
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is not None and template != self._template_of_markers:
+            found = find_user_turn_markers(self.apply_chat_template)
+            self.user_turn_markers = otherwise if found == [] and otherwise else found
+            self._template_of_markers = template
+
+    def _check_user_turns_found(self, turns: list[list[Turn]], prompts: list[str]):
+        for prompt, text in zip(turns, prompts, strict=True):
+            if not any(turn.placeholders for turn in prompt):
+                continue
+            if self.user_turn_markers == []:
+                raise ValueError(
+                    "The chat template's user turns cannot be told apart in a rendered prompt: pass `instructions`, or "
+                    "messages to `apply_chat_template(…, tokenize=True)`."
+                )
+            no_turn = self.user_turn_markers and all(turn.user_text is None for turn in prompt)
+            if no_turn and words_of_user(text, self._kinds):
+                logger.warning_once(
+                    "A prompt has visuals and no user turn of the processor's chat template, so that "
+                    f"{self.default_instruction!r} guides them and not its words: render it with that template, or "
+                    "pass `instructions`."
+                )
 
     def _start_with_bos(self, prompts: list[str]) -> bool:
         bos_token = self.tokenizer.bos_token
@@ -507,40 +550,6 @@ class LlamaVidProcessor(ProcessorMixin):
                 encoded[f"qformer_input_ids{suffix}"] = tokens["input_ids"]
                 encoded[f"qformer_attention_mask{suffix}"] = tokens["attention_mask"]
         return encoded
-
-    def _placeholders(self, text: str) -> list[str]:
-        kinds = {self.image_token: "image", self.video_token: "video"}
-        # Behind transformers' mark (`sanitize_control_tokens`) it is what a user typed.
-        either = "|".join(map(re.escape, kinds))
-        return [kinds[token] for token in re.findall(f"(?<!\U000f0000)(?:{either})", text)]
-
-    def _user_text(self, text: str) -> str:
-        """A user turn's words: without placeholders and the sentences around a film."""
-        other = "|".join(map(re.escape, (self.image_token, self.video_token, FILM_INTRODUCTION, FILM_END)))
-        return re.sub(rf"\n?(?:{other})", "", text).strip()
-
-    def _turn_of_message(self, message: dict, with_typed_tokens: bool) -> Turn:
-        """A message; placeholders that were typed in its texts count, or are words."""
-        content = message.get("content", "")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        tokens = {"image": self.image_token, "video": self.video_token}
-        text = "\n".join(tokens.get(part["type"], part.get("text", "")) for part in parts)
-        placeholders = self._placeholders(text)
-        if not with_typed_tokens:
-            placeholders = [part["type"] for part in parts if part["type"] in tokens]
-        return Turn(self._user_text(text) if message["role"] == "user" else None, placeholders)
-
-    def _turns_of_prompt(self, prompt: str) -> list[Turn]:
-        """A rendered prompt as turns, by the markers around user turns; without markers it has no user text."""
-        if not self.user_turn_markers:
-            return [Turn(None, self._placeholders(prompt))]
-        start, end = map(re.escape, self.user_turn_markers)
-        turns, position = [], 0
-        for match in re.finditer(rf"{start}(.*?)(?={end}|{start}|\Z)", prompt, flags=re.DOTALL):
-            turns.append(Turn(None, self._placeholders(prompt[position : match.start()])))
-            turns.append(Turn(self._user_text(match[1]), self._placeholders(match[1])))
-            position = match.end()
-        return [*turns, Turn(None, self._placeholders(prompt[position:]))]
 
 
 def _distinct(keys: list) -> tuple[list[int], list[int]]:

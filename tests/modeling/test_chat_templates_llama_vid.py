@@ -124,6 +124,12 @@ def test_unknown_parts_are_refused_by_the_templates_themselves(processor, templa
         processor.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
 
 
+@pytest.mark.parametrize("template", ["vicuna_v1", "plain"])
+def test_nobody_else_speaks_as_the_assistant(render, template):
+    with pytest.raises(jinja2.TemplateError, match="Unknown role tool: use system, user or assistant"):
+        render(template, [*CHAT[:1], {"role": "tool", "content": "four"}])
+
+
 @pytest.mark.parametrize("template", FOREIGN.values(), ids=FOREIGN)
 def test_wrapped_templates_take_parts(render, template):
     as_strings = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "A cat."}]

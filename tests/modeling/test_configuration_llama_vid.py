@@ -78,6 +78,10 @@ BAD = {
         {"vision_config": {"model_type": "siglip2_vision_model"}},
         "no encoder of fixed-size",
     ),
+    "a balance loss that nobody computes": (
+        {"text_config": {**TEXT, "model_type": "mixtral", "output_router_logits": True}},
+        "output_router_logits=True` asks for a balance loss",
+    ),
     "sides of two lengths": ({"vision_config": {**VISION, "image_size": [56, 28]}}, "must be integers"),
 }
 

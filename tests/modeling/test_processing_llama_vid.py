@@ -546,6 +546,22 @@ def test_another_template_on_loading_has_its_own_markers(processor, template):
     assert instructions(loaded, from_prompt(loaded, chat)) == [expected]
 
 
+def test_lengths_given_on_loading():
+    loaded = AutoProcessor.from_pretrained(UNTRAINED, frame_seq_length=5, image_seq_length=9)
+    assert (loaded.frame_seq_length, loaded.image_seq_length) == (5, 9)
+
+
+def test_several_chat_templates_by_name(processor, tmp_path):
+    several = with_template(processor, {"default": CHAT_TEMPLATES["chatml"], "short": CHAT_TEMPLATES["plain"]})
+    several.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.chat_template == several.chat_template
+    chat = [user(image(), "one"), assistant("yes")]
+    assert instructions(loaded, from_prompt(loaded, chat)) == ["one"]
+    assert loaded.apply_chat_template(chat, chat_template="short") == "<image>yes\n"
+    assert loaded.apply_chat_template(chat, chat_template="vicuna_v1").endswith("ASSISTANT: yes</s>")
+
+
 def test_placeholders_are_added_to_a_tokenizer_that_lacks_them(processor):
     tokenizer = copy.deepcopy(processor.qformer_tokenizer)
     size = len(tokenizer)

@@ -1,5 +1,7 @@
 """What the processor says about bad input."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,11 @@ def test_files_that_are_no_images(processor, tmp_path):
             [user({"type": "audio", "path": "song.mp3"})],
             "Unknown content type 'audio' in a message: use text, image or",
         ),
+        (
+            [user(image(), "one"), SimpleNamespace(role="user", content="one")],
+            "A message is a SimpleNamespace: pass dict",
+        ),
+        ([SimpleNamespace(role="user", content="one")], "A message is a SimpleNamespace: pass"),
         ([user({"text": "one"})], "Unknown content type None in a message"),
         (
             [user({**video(), "features": FEATURES}, "one")],

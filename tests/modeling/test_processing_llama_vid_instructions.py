@@ -27,9 +27,9 @@ from small_chats import (
 from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
 
-from llama_vid.modeling import LlamaVidProcessor
+from llama_vid.modeling import LlamaVidProcessor, processing_llama_vid
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
-from llama_vid.modeling.processing_llama_vid import FILM_END, FILM_INTRODUCTION
+from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,23 @@ def test_a_template_without_markers_needs_messages_or_instructions(processor):
         processor(text="<image> what is it", images=CAT)
     assert instructions(processor, processor(text="<image> it", images=CAT, instructions="one")) == ["one"]
     assert "qformer_input_ids" not in processor(text="no visual")
+
+
+def test_markers_follow_the_template(processor):
+    """TRL's command, for one, sets another template on a processor that is loaded."""
+    processor = with_template(processor, "vicuna_v1")
+    processor.chat_template = CHAT_TEMPLATES["chatml"]
+    assert instructions(processor, from_prompt(processor, [user(image(), "one"), assistant("yes")])) == ["one"]
+
+
+def test_words_in_no_user_turn_guide_nothing_and_that_is_said(processor, monkeypatch):
+    said = []
+    monkeypatch.setattr(processing_llama_vid.logger, "warning_once", said.append)
+    processor = with_template(processor, "vicuna_v1", default_instruction="look at this")
+    assert instructions(processor, processor(text="<image>", images=CAT)) == ["look at this"]
+    assert said == []
+    assert instructions(processor, processor(text="<image> what is it", images=CAT)) == ["look at this"]
+    assert "'look at this' guides them and not its words" in said[0]
 
 
 def test_given_markers_serve_where_none_are_found(processor):
