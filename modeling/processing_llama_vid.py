@@ -3,7 +3,6 @@
 
 import inspect
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .messages_llama_vid import (
     words_of_user,
 )
 from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, subtitles_of_videos, without_control_tokens
-from .video_features_llama_vid import VideoFeatures, pixel_settings
+from .video_features_llama_vid import EncodedVideo, VideoFeatures, pixel_settings
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
 logger = logging.get_logger(__name__)
@@ -45,23 +44,6 @@ class LlamaVidPromptVideosKwargs(LlamaVidVideosKwargs, total=False):
 class LlamaVidProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: LlamaVidPromptVideosKwargs
     _defaults = {}  # older transformers ask for it
-
-
-@dataclass(frozen=True, eq=False)
-class _EncodedVideo:
-    """A video as `encode_frames` returned it, (num_frames, rows, vision_hidden_size), and its clock if it has one."""
-
-    features: torch.Tensor
-    clock: Clock | None = None
-
-    def __post_init__(self):
-        is_tensor = isinstance(self.features, torch.Tensor)
-        if not is_tensor or self.features.ndim != 3 or 0 in self.features.shape:
-            given = tuple(self.features.shape) if is_tensor else type(self.features).__name__
-            raise ValueError(
-                "`video_features` must hold what `encode_frames` returned for each video, tensors of shape "
-                f"(num_frames, rows, vision_hidden_size) or files of them, got {given}."
-            )
 
 
 class LlamaVidProcessor(ProcessorMixin):
@@ -426,17 +408,17 @@ class LlamaVidProcessor(ProcessorMixin):
                 opened[key] = (
                     self._open_features(features)
                     if isinstance(features, str | Path)
-                    else _EncodedVideo(features, None if times is None else Clock.of_times(times))
+                    else EncodedVideo.with_times(features, times, f"Video {position}")
                 )
             found.append(opened[key])
         return found
 
-    def _open_features(self, path: str | Path) -> _EncodedVideo:
+    def _open_features(self, path: str | Path) -> EncodedVideo:
         """A file of features, kept as it is stored: half precision of an hour is 2.6 GB."""
         file = VideoFeatures(path)
         file.check(settings=pixel_settings(self.video_processor))
         dtype = torch.bfloat16 if file.dtype == "bfloat16" else torch.float16
-        return _EncodedVideo(file.load(dtype), file.clock)
+        return EncodedVideo(file.load(dtype), file.clock)
 
     def _process_videos(self, videos, subtitles=None, **kwargs) -> tuple[BatchFeature, list[str]]:
         videos = _flatten_videos(videos)
@@ -444,7 +426,7 @@ class LlamaVidProcessor(ProcessorMixin):
         distinct, indices = _distinct([_video_identity(video) for video in videos])
         processed, clocks = BatchFeature({"video_num_frames": []}), []
         # The frames of files come before those that are encoded.
-        is_encoded = [isinstance(videos[position], _EncodedVideo) for position in distinct]
+        is_encoded = [isinstance(videos[position], EncodedVideo) for position in distinct]
         order = sorted(range(len(distinct)), key=lambda place: is_encoded[place])
         indices = [order.index(place) for place in indices]
         files = [distinct[place] for place in order if not is_encoded[place]]
@@ -579,7 +561,7 @@ def _is_empty(visuals) -> bool:
 
 
 def _flatten_videos(videos) -> list:
-    with_features = isinstance(videos, list) and any(isinstance(video, _EncodedVideo) for video in videos)
+    with_features = isinstance(videos, list) and any(isinstance(video, EncodedVideo) for video in videos)
     return videos if with_features else flatten_videos(videos)
 
 

@@ -2,6 +2,7 @@
 """Tracks of a media file beside its pictures: the text track's cues, and which track counts."""
 
 import codecs
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,8 +21,10 @@ logger = logging.get_logger(__name__)
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-# FFmpeg's decoders write a brace that was typed as this, because a bare one would begin ASS markup.
-TYPED_BRACE = r"\{{}"
+# Outside ASS, where markup in braces begins with a backslash and all else in them is a note; some of FFmpeg's decoders
+# write a brace that was typed as the first of these, because a bare one would begin markup.
+TYPED_BRACE = r"\\\{\{\}|\{(?!\\)"
+HELD_BRACE = "\ufdd0"  # stands for it while markup is taken away
 
 
 def is_media_file(path: Path) -> bool:
@@ -61,16 +64,22 @@ def read_text_track(path: Path) -> Iterator[tuple[float, float, str]]:
                 start = packet.pts * stream.time_base - zero
                 end = start + (packet.duration or 0) * stream.time_base
                 for subtitle in stream.decode(packet):
-                    yield float(start), float(end), plain_text(subtitle.ass.decode("utf-8", "replace"))
+                    yield (
+                        float(start),
+                        float(end),
+                        plain_text(subtitle.ass.decode("utf-8", "replace"), stream.codec_context.codec.name),
+                    )
         except av.FFmpegError as error:
             raise ValueError(f"The text track of {name} is damaged. FFmpeg says: {error}") from error
 
 
-def plain_text(event: str) -> str:
+def plain_text(event: str, codec: str) -> str:
     """The words of an ASS event as FFmpeg writes it: eight fields, then text with markup. A drawing has none."""
-    text = event.split(",", 8)[-1].replace(TYPED_BRACE, "\0")
+    text = event.split(",", 8)[-1]
+    if codec not in ("ass", "ssa"):
+        text = re.sub(TYPED_BRACE, HELD_BRACE, text)
     event = pysubs2.SSAEvent(text=text)
-    return "" if event.is_drawing else event.plaintext.replace("\0", "{")
+    return "" if event.is_drawing else event.plaintext.replace(HELD_BRACE, "{")
 
 
 def text_stream(container: av.container.InputContainer, name: str) -> av.stream.Stream:

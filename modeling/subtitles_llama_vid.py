@@ -4,28 +4,36 @@
 import html
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from packaging.version import Version
 from transformers.utils import logging
 
-from .subtitle_tracks_llama_vid import UTF16_MARKS, is_media_file, read_text_track
+from .subtitle_tracks_llama_vid import HELD_BRACE, TYPED_BRACE, UTF16_MARKS, is_media_file, read_text_track
 
 try:
     import pysubs2
 except ImportError:  # needed for files only
     pysubs2 = None
 try:
-    import charset_normalizer
+    import chardet
 except ImportError:  # needed for files that are neither UTF-8 nor UTF-16
-    charset_normalizer = None
+    chardet = None
 
 logger = logging.get_logger(__name__)
 
 # A film has some thousands; more is no subtitle file, and would not fit a prompt.
 MAX_CUES = 100_000
 MAX_BYTES = 32 * 1024**2
+
+# What subtitles come in. Their rarer neighbours differ in a letter or two, and would be taken for these now and then.
+ENCODINGS = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8-r", "tis-620"),
+    *("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949"),
+)
 
 
 class Cue(NamedTuple):
@@ -54,7 +62,9 @@ class Clock(NamedTuple):
         if isinstance(times, cls):
             return times
         times = [float(time) for time in times]
-        pause = (times[-1] - times[0]) / max(1, len(times) - 1)
+        if not times:
+            return cls([], 0.0)
+        pause = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
         return cls(times, times[-1] + pause, times[0] or -math.inf)
 
 
@@ -64,8 +74,8 @@ def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
 
     Args:
         subtitles (`str`, `Path` or iterable of `(start, end, text)`):
-            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that charset-normalizer detects; a
-            video file with a text track (the default one, else the first); or cues with times in seconds.
+            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that chardet detects; a video
+            file with a text track (the default one, else the first); or cues with times in seconds.
 
     Returns:
         `list[Cue]`: Without markup, line breaks and empty cues. A cue that ends before it starts ends at its start.
@@ -105,6 +115,8 @@ def _read_list(cues: Iterable) -> list[Cue]:
         try:
             start, end, text = cue
             found.append(Cue(float(start), float(end), str(text)))
+            if math.isnan(found[-1].start) or math.isnan(found[-1].end):
+                raise ValueError("NaN is no time")
         except (TypeError, ValueError) as error:
             raise ValueError(f"Subtitle cue {i} is {cue!r}: expected (start seconds, end seconds, text).") from error
         _check_count(len(found))
@@ -128,14 +140,17 @@ def _read_file(path: Path) -> list[Cue]:
     text = _decode(path)
     _check_count(text.count("-->"))  # parsing takes a while
     kind = "vtt" if text.lstrip("\ufeff").startswith("WEBVTT") else "srt"
-    text = _cues_alone(text) if kind == "vtt" else text
+    # pysubs2 takes a number in the last line for the next cue's, and all in braces for markup.
+    text = _cues_alone(text) if kind == "vtt" else f"{text}\n\n0\n"
+    text = re.sub(TYPED_BRACE, HELD_BRACE, text)
     try:
         events = pysubs2.SSAFile.from_string(text, format_=kind).events
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise ValueError(f"Subtitle file {path} cannot be read as SubRip or WebVTT: {error}.") from error
     if not events:
         raise ValueError(f"Subtitle file {path} has no cues: expected SubRip (.srt) or WebVTT (.vtt).")
-    return [Cue(event.start / 1000, event.end / 1000, _without_markup(event.plaintext)) for event in events]
+    texts = [_without_markup(event.plaintext.replace(HELD_BRACE, "{")) for event in events]
+    return [Cue(event.start / 1000, event.end / 1000, text) for event, text in zip(events, texts, strict=True)]
 
 
 def _decode(path: Path) -> str:
@@ -145,14 +160,24 @@ def _decode(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        best = charset_normalizer.from_bytes(content).best() if charset_normalizer is not None else None
-        if best is None:
+        encoding, can_detect = None, chardet is not None and Version(chardet.__version__) >= Version("7")
+        if can_detect:
+            found = chardet.detect(
+                content,
+                max_bytes=MAX_BYTES,
+                include_encodings=ENCODINGS,
+                compat_names=False,
+                prefer_superset=True,
+                no_match_encoding="utf-8",
+            )
+            encoding = found["encoding"]
+        if encoding in (None, "utf-8"):
+            advice = "save it as UTF-8" + ("" if can_detect else ', or pip install "chardet>=7"')
             raise ValueError(
-                f"Subtitle file {path} is not UTF-8 and its encoding was not recognised: save it as UTF-8"
-                f"{'' if charset_normalizer is not None else ', or pip install charset-normalizer'}."
+                f"Subtitle file {path} is not UTF-8 and its encoding was not recognised: {advice}."
             ) from error
-        logger.warning(f"Subtitle file {path} is not UTF-8: read as {best.encoding}.")
-        return str(best)
+        logger.warning(f"Subtitle file {path} is not UTF-8: read as {encoding}. Save it as UTF-8 if that is wrong.")
+        return content.decode(encoding)
 
 
 def _cues_alone(text: str) -> str:
@@ -162,7 +187,7 @@ def _cues_alone(text: str) -> str:
         lines = re.sub(r"<[\d:.]+>", "", block).split("\n")
         timing = next((number for number, line in enumerate(lines) if "-->" in line), None)
         if timing is not None:
-            blocks.append("\n".join(lines[timing:]))
+            blocks.append("\n".join(lines[timing:]) + "\n\n0")
     return "\n\n".join(blocks)
 
 
@@ -180,7 +205,9 @@ def align_subtitles(
 
     Args:
         cues (`Sequence[Cue]`): Sorted by start.
-        times (`Sequence[float]`): When each sampled frame is shown, in seconds after the first frame, ascending.
+        times (`Sequence[float]`):
+            When each sampled frame is shown, in seconds after the first frame, ascending. A frame that was sampled
+            several times counts as shown for its share of the time until the next.
         end (`float`): Where the part that is looked at ends, in seconds after the first frame: with the video, at most.
         start (`float`, *optional*): Where it begins, if not with the video.
 
@@ -189,6 +216,7 @@ def align_subtitles(
         end, or end before the start.
     """
     words: list[list[str]] = [[] for _ in times]
+    times = _apart(times, end)
     dropped, frame = 0, 0
     for cue in sorted(cues, key=lambda cue: cue.end):
         if cue.start >= end or cue.end <= start:
@@ -198,6 +226,15 @@ def align_subtitles(
             frame += 1
         words[frame].append(cue)
     return [" ".join(cue.text for cue in sorted(shown, key=lambda cue: cue[:2])) for shown in words], dropped
+
+
+def _apart(times: Sequence[float], end: float) -> list[float]:
+    """Equal times (of slides, which are sampled more often than they change) spread up to the next one."""
+    numbers = Counter(times)
+    distinct, spread = list(numbers), []
+    for time, following in zip(distinct, [*distinct[1:], max(end, distinct[-1])], strict=True):
+        spread += [time + (following - time) * place / numbers[time] for place in range(numbers[time])]
+    return spread
 
 
 def without_control_tokens(text: str, tokens: Iterable[str]) -> str:

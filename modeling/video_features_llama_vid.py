@@ -1,10 +1,13 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
-"""Reading what the visual encoder gave for a video, kept in a safetensors file, a chunk of frames at a time."""
+"""What the visual encoder gave for a video: in memory, or in a safetensors file that is read a chunk at a time."""
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,6 +49,38 @@ _ENCODER_FIELDS = (
     "layer_norm_eps",
     "qkv_bias",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    """A video as `encode_frames` returned it, (num_frames, rows, vision_hidden_size), and its clock if it has one."""
+
+    features: torch.Tensor
+    clock: Clock | None = None
+
+    def __post_init__(self):
+        is_tensor = isinstance(self.features, torch.Tensor)
+        if not is_tensor or self.features.ndim != 3 or 0 in self.features.shape:
+            given = tuple(self.features.shape) if is_tensor else type(self.features).__name__
+            raise ValueError(
+                "`video_features` must hold what `encode_frames` returned for each video, tensors of shape "
+                f"(num_frames, rows, vision_hidden_size) or files of them, got {given}."
+            )
+
+    @classmethod
+    def with_times(cls, features: torch.Tensor, times: Iterable[float] | None, name: str) -> "EncodedVideo":
+        """With the seconds at which each frame is shown. Raises ValueError if they are not that, naming the video."""
+        clock = None if times is None else Clock.of_times(times)
+        video = cls(features, clock)
+        if clock is None:
+            return video
+        ascending = all(earlier <= later for earlier, later in pairwise(clock.times))
+        if len(clock.times) != len(features) or not ascending or not all(map(math.isfinite, clock.times)):
+            raise ValueError(
+                f"{name} has {len(features)} frames of features and the `video_times` {clock.times}: pass the seconds "
+                "at which each frame is shown, ascending."
+            )
+        return video
 
 
 class VideoFeatures:
@@ -237,4 +272,4 @@ def pixel_settings(video_processor: BaseVideoProcessor) -> dict[str, Any]:
     return json.loads(json.dumps({key: stored.get(key) for key in PIXEL_SETTINGS}))
 
 
-__all__ = ["VideoFeatures", "encoder_fingerprint", "pixel_settings"]
+__all__ = ["EncodedVideo", "VideoFeatures", "encoder_fingerprint", "pixel_settings"]

@@ -87,9 +87,12 @@ def to_channels_first(
     Grey becomes three equal channels and alpha is dropped, if `do_convert_rgb`.
 
     Raises:
-        ValueError: No channel axis, channels that are not RGB, NaN or infinite values.
+        ValueError: A picture of more than 8 bits a channel, no channel axis, channels that are not RGB, NaN or infinite
+            values.
     """
     if isinstance(frame, PIL.Image.Image):
+        if frame.mode.startswith(("I", "F")):  # PIL would clip its values to black and white
+            raise ValueError(f"{where} is a picture of mode {frame.mode}, not of 8 bits a channel. Convert it to RGB.")
         frame = np.array(frame.convert("RGB") if do_convert_rgb else frame)
         frame = frame if frame.ndim == 3 else frame[..., None]
         input_data_format = ChannelDimension.LAST

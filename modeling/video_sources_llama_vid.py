@@ -51,8 +51,8 @@ def local_source(video: str | os.PathLike | bytes) -> Iterator[str | bytes]:
             path = os.path.join(folder, "video")
             download(name, path)
             yield path
-    elif re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
-        raise ValueError(f"{name}: only http and https URLs are read. Download the video and pass its path.")
+    elif re.match(r"[a-z][a-z0-9+.-]*://|data:", name, re.IGNORECASE):
+        raise ValueError(f"{name[:200]}: only http and https URLs are read. Pass a file's path, or its bytes.")
     else:
         path = Path(name)
         if not path.exists():
@@ -92,8 +92,8 @@ def unchanged(frames: Generator, source: str | bytes, name: str, before: tuple[i
 
 
 def in_ascii(url: str) -> str:
-    """What browsers send for an address in other letters."""
-    if url.isascii():
+    """What browsers send for an address in other letters, or with spaces."""
+    if url.isascii() and " " not in url:
         return url
     parts = urllib.parse.urlsplit(url)
     path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (parts.path, parts.query))

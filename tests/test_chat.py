@@ -3,9 +3,10 @@
 import pytest
 
 from llama_vid import chat as chat_module
+from llama_vid import extract_features
 from llama_vid.chat import chat
 from llama_vid.data.clips import make_demo_clip
-from llama_vid.session import LlamaVidSession
+from llama_vid.session import TINY_CHECKPOINT, LlamaVidSession
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,14 @@ def test_commands_and_errors(clip, tmp_path, monkeypatch, capsys):
     assert lines[4] == chat_module.COMMANDS
     assert lines[5] == "3 frames."
     assert lines[6].strip()
+
+
+def test_features_after_a_video(clip, tmp_path, monkeypatch, capsys):
+    """How the video was sampled is not asked of features, which were."""
+    [features] = extract_features(clip, tmp_path, model=TINY_CHECKPOINT).written
+    type_in(monkeypatch, f"/video {features}")
+    chat(clip, fps=2)
+    assert capsys.readouterr().out.splitlines()[1] == "3 frames."
 
 
 def test_quit_ends(clip, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -111,10 +112,11 @@ def test_int8_is_half_a_scale_off_at_most():
     assert error[1, 1].max() == 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
-def test_values_that_do_not_fit_are_refused(value):
-    with pytest.raises(ValueError, match=r"float16 cannot hold .* use dtype='bfloat16'"):
-        to_stored_dtype(torch.full((1, 2, 8), value), "float16")
+def test_values_that_do_not_fit_are_refused(value, dtype):
+    with pytest.raises(ValueError, match=rf"{dtype} cannot hold .* use dtype='bfloat16'"):
+        to_stored_dtype(torch.full((1, 2, 8), value), dtype)
 
 
 def test_pooled_rows_keep_the_content_token(clips, tmp_path, model, processor):
@@ -212,6 +214,7 @@ def test_folders_of_frames(tmp_path, model, processor):
 
     assert extract(folder, tmp_path / "out", video_metadata={"fps": 2}).written == []
     assert extract(folder, tmp_path / "out", video_metadata={"fps": 3}).written == [Path(features.path)]
+    assert extract(folder, tmp_path / "clock", video_metadata={"times": np.arange(6) / 2}).files
     images[0].save(folder / "7.png")
     with pytest.raises(ValueError, match="another video, or of an older state of this one"):
         extract(folder, tmp_path / "out", video_metadata={"fps": 3})

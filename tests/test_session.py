@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -252,6 +253,8 @@ def test_words_come_from_the_text_track_or_the_sound(clip, tmp_path, monkeypatch
 def test_arguments_that_contradict_each_other(clip, session, features_file):
     with pytest.raises(ValueError, match="`subtitles` and `transcribe` were both passed"):
         session.open(clip, subtitles=[(0, 1, "a")], transcribe="whisper")
+    with pytest.raises(ValueError, match="Frames in memory have no sound to `transcribe`"):
+        session.open(np.zeros((2, 60, 60, 3), np.uint8), transcribe="whisper")
     with pytest.raises(ValueError, match="`language='de'` is for `transcribe`"):
         session.open(clip, language="de")
     with pytest.raises(ValueError, match=r"holds features, which were sampled .* leave out \['fps', 'transcribe'\]"):

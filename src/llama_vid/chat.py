@@ -50,7 +50,9 @@ def _answer(session: LlamaVidSession, line: str, max_new_tokens: int, opening: d
             session.reset()
             print("The conversation is forgotten.")
         elif line.startswith("/video "):
-            session.open(line.removeprefix("/video ").strip(), **opening)
+            video = line.removeprefix("/video ").strip()
+            # Features were sampled already, and have no sound.
+            session.open(video, **({} if video.endswith(".safetensors") else opening))
             print(f"{len(session.features)} frames.")
         elif line.startswith("/"):
             print(COMMANDS)

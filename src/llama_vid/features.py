@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -153,7 +154,7 @@ def extract_features(
             "format": FEATURES_FORMAT,
             "version": FEATURES_VERSION,
             "encoder": encoder_fingerprint(tower.vision_tower, tower.config),
-            "settings": json.dumps(settings, sort_keys=True),
+            "settings": json.dumps(settings, sort_keys=True, default=lambda times: np.asarray(times).tolist()),
             "dtype": dtype,
             "grid_size": json.dumps(grid_size),
             "patch_grid_side": str(tower.config.patch_grid_side),
@@ -362,7 +363,8 @@ def to_stored_dtype(features: torch.Tensor, dtype: str) -> tuple[torch.Tensor, t
         stored = (features.float() / scales.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
     else:
         stored = features.to(getattr(torch, dtype))
-    if not (stored if scales is None else scales).isfinite().all():
+    # Numbers times scales are read as half precision.
+    if not (stored if scales is None else (scales * 127).to(torch.float16)).isfinite().all():
         raise ValueError(
             f"The vision tower gave values that {dtype} cannot hold (up to {features.abs().max():.3g}): use "
             "dtype='bfloat16', and a checkpoint that computes in float32 or bfloat16."

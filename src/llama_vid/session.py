@@ -127,6 +127,8 @@ class LlamaVidSession:
             raise ValueError("`subtitles` and `transcribe` were both passed: the words come from one of them.")
         if language is not None and transcribe is None:
             raise ValueError(f"`language={language!r}` is for `transcribe`, which was not passed.")
+        if transcribe is not None and not isinstance(video, str | PathLike | bytes):
+            raise ValueError("Frames in memory have no sound to `transcribe`: pass `subtitles`, or the video's file.")
         sampling = {name: value for name, value in sampling.items() if value is not None}
         if not isinstance(video, bytes) and str(video).endswith(".safetensors"):
             if transcribe is not None or sampling:
@@ -260,6 +262,8 @@ def ask(
 
 def check_files(video: str | PathLike | bytes, subtitles: str | PathLike | list | None) -> None:
     """Raises FileNotFoundError if one of them is named and not there, before anything that takes long."""
+    if isinstance(subtitles, str) and "://" in subtitles:
+        raise ValueError(f"`subtitles` is the address {subtitles}: download the file and pass its path.")
     for kind, name in (("Video", video), ("Subtitle", subtitles)):
         if isinstance(name, str | PathLike) and "://" not in str(name) and not Path(name).exists():
             raise FileNotFoundError(f"{kind} file {name} does not exist (looked in {Path(name).absolute().parent}).")

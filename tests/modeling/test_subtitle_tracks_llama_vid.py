@@ -116,6 +116,9 @@ def test_markup_and_drawings_go_and_braces_stay(tmp_path):
     payload = [(0, 500, b"a {b} <v Bob>c</v> &amp; d")]
     typed = write_film(tmp_path / "typed.mkv", (payload, "eng", "", True), codec="webvtt", encode=False)
     assert [cue.text for cue in read_subtitles(typed)] == ["a {b} c & d"]
+    payload = [(0, 500, rb"{\an8}{laughs} a {b}")]
+    typed = write_film(tmp_path / "srt.mkv", (payload, "eng", "", True), codec="subrip", encode=False)
+    assert [cue.text for cue in read_subtitles(typed)] == ["{laughs} a {b}"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_reading_stops_where_there_are_too_many(tmp_path, monkeypatch):
     film = write_film(tmp_path / "film.mkv", ([(i, i + 1, "a") for i in range(500)], "eng", "", True))
     read = []
     plain_text = tracks.plain_text
-    monkeypatch.setattr(tracks, "plain_text", lambda text: read.append(text) or plain_text(text))
+    monkeypatch.setattr(tracks, "plain_text", lambda *event: read.append(event) or plain_text(*event))
     monkeypatch.setattr(subtitles, "MAX_CUES", 20)
     with pytest.raises(ValueError, match="21 subtitle cues are more than 20"):
         read_subtitles(film)

@@ -3,6 +3,7 @@
 
 import itertools
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,10 +81,24 @@ def test_unicode_encodings(tmp_path, encoding):
     assert read_subtitles(path)[1].text == "caf\u00e9"
 
 
-def test_another_encoding_is_detected_and_said(tmp_path, caplog):
-    words = "Gr\u00fc\u00dfe aus M\u00fcnchen, sch\u00f6ne \u00c4pfel f\u00fcr b\u00f6se K\u00f6nige"
+SENTENCES = {
+    "cp1252": [
+        "Grüße aus München, schöne Äpfel für böse Könige",
+        "Noël approche. Ça va, garçon naïf ? Il faut être prêt là-bas, mon frère",
+        "A mãe não está. O coração dela é bom, e você viu o avião?",
+    ],
+    "cp1251": ["Привет, как дела? Я не знаю, что происходит"],
+    "cp1250": ["Dziękuję bardzo. Chcę już iść do domu, może później przyjdą"],
+    "gb18030": ["我不知道发生了什么。非常感谢。"],
+}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"), [(encoding, words) for encoding, texts in SENTENCES.items() for words in texts]
+)
+def test_other_encodings_are_detected_and_said(tmp_path, caplog, encoding, words):
     text = "".join(f"{i}\n00:00:{i:02d},000 --> 00:00:{i:02d},900\n{words} {i}.\n\n" for i in range(1, 30))
-    path = write(tmp_path, "film.srt", text, "cp1252")
+    path = write(tmp_path, "film.srt", text, encoding)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
@@ -91,13 +106,29 @@ def test_another_encoding_is_detected_and_said(tmp_path, caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert cues[0].text == f"{words} 1."
-    assert "is not UTF-8: read as" in caplog.text
+    assert f"is not UTF-8: read as {encoding}" in caplog.text
 
 
-def test_unknown_encoding_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(subtitles, "charset_normalizer", None)
-    with pytest.raises(ValueError, match=r"is not UTF-8 .*save it as UTF-8, or pip install charset-norm"):
+@pytest.mark.parametrize("version", [None, "5.2.0"])
+def test_unknown_encoding_is_an_error(tmp_path, monkeypatch, version):
+    monkeypatch.setattr(subtitles, "chardet", version and SimpleNamespace(__version__=version))
+    with pytest.raises(ValueError, match=r"is not UTF-8 .*save it as UTF-8, or pip install .chardet>=7"):
         read_subtitles(write(tmp_path, "film.srt", SRT.replace("there", "caf\u00e9"), "latin-1"))
+
+
+@pytest.mark.parametrize("name", ["film.srt", "film.vtt"])
+def test_words_that_look_like_the_files_own(tmp_path, name):
+    """The number of the next cue, and markup in braces."""
+    said = ["In the year\n2001", "{laughs}", "I like {curly} things", "The answer is\n42"]
+    times = [f"00:00:0{i}.000 --> 00:00:0{i}.900" for i in range(len(said))]
+    if name == "film.srt":
+        times = [f"{i}\n{time.replace('.', ',')}" for i, time in enumerate(times)]
+        said[1] = "{\\an8}{laughs}"
+    content = "" if name == "film.srt" else "WEBVTT\n\n"
+    content += "\n".join(f"{time}\n{words}\n" for time, words in zip(times, said, strict=True))
+    found = read_subtitles(write(tmp_path, name, content))
+    expected = ["In the year 2001", "{laughs}", "I like {curly} things", "The answer is 42"]
+    assert [cue.text for cue in found] == expected
 
 
 def test_lists_are_sorted_and_mended():
@@ -122,6 +153,8 @@ def test_bad_sources(tmp_path, monkeypatch):
         read_subtitles(tmp_path / "film.srt")
     with pytest.raises(ValueError, match=r"cue 1 is \(1, 'a'\): expected \(start seconds, end seconds, text\)"):
         read_subtitles([(0, 1, "a"), (1, "a")])
+    with pytest.raises(ValueError, match=r"cue 0 is \(nan, 1, 'a'\): expected"):
+        read_subtitles([(float("nan"), 1, "a")])
     monkeypatch.setattr(subtitles, "MAX_CUES", 3)
     with pytest.raises(ValueError, match="4 subtitle cues are more than 3"):
         read_subtitles([(i, i + 1, "a") for i in range(4)])
@@ -173,6 +206,13 @@ def test_alignment():
 def test_alignment_to_uneven_times():
     words, dropped = align_subtitles(read_subtitles([(0, 2, "a"), (2, 6, "b"), (6, 9, "c")]), [0.0, 0.4, 5.9], 8.0)
     assert (words, dropped) == (["", "a", "b c"], 0)
+
+
+def test_words_of_a_slide_stand_where_they_are_said():
+    """A frame that is shown for ten seconds and sampled ten times is not all shown at once."""
+    times = [0.0] * 10 + [10.0] * 10
+    words, dropped = align_subtitles([Cue(1, 2, "one"), Cue(8, 9, "two"), Cue(14, 15, "three")], times, end=20.0)
+    assert ({i: word for i, word in enumerate(words) if word}, dropped) == ({1: "one", 8: "two", 14: "three"}, 0)
 
 
 def test_control_tokens_are_taken_apart():
@@ -257,6 +297,18 @@ def test_subtitles_must_fit_the_videos(processor, film):
         processor(text="<video>", videos=film, subtitles=[None, None])
     with pytest.raises(ValueError, match="its features have no times: pass `video_times`"):
         processor(text="<video>", video_features=[torch.zeros(2, 17, 56)], subtitles=[AWKWARD])
+
+
+@pytest.mark.parametrize("times", [[], [0.0], [0.0, 1.0, 2.0], [1.0, 0.0], [0.0, float("nan")]])
+def test_times_must_fit_the_features(processor, times):
+    with pytest.raises(ValueError, match=r"Video 0 has 2 frames of features and the `video_times` \["):
+        processor(text="<video>", video_features=[torch.zeros(2, 17, 56)], video_times=[times], subtitles=[AWKWARD])
+
+
+def test_a_single_frame_is_shown_for_a_second(processor):
+    features, cues = torch.zeros(1, 17, 56), [(0.2, 0.8, "a"), (1.5, 2, "b")]
+    batch = processor(text="<video>", video_features=[features], video_times=[[0.0]], subtitles=[cues])
+    assert processor.decode(batch["input_ids"][0], skip_special_tokens=True) == "a"
 
 
 def test_frames_in_memory_have_the_processors_clock(processor):

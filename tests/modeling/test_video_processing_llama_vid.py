@@ -379,6 +379,12 @@ def test_metadata_must_be_one_a_video(processor):
         processor(stack(2), video_metadata={"fps": 0.0})
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_of_more_than_8_bits_are_refused(processor, mode):
+    with pytest.raises(ValueError, match=f"Frame 0 of video 0 is a picture of mode {mode}, not of 8 bits a channel"):
+        processor([Image.new(mode, (60, 60))] * 2)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_names_video_and_frame(processor, value):
     video = stack(3).astype(np.float32)

@@ -199,6 +199,7 @@ def test_url_in_other_letters(tmp_path, downloads):
     assert asked == ["/%D1%84%D0%B8%D0%BB%D1%8C%D0%BC%20(1).mp4?of=%C3%A9t%C3%A9"]
     assert sources.in_ascii("https://köln.example/a?b=c#d") == "https://xn--kln-sna.example/a?b=c"
     assert sources.in_ascii("https://example.org/a%20b#c") == "https://example.org/a%20b#c"
+    assert sources.in_ascii("https://example.org/a b.mp4?c=d e") == "https://example.org/a%20b.mp4?c=d%20e"
 
 
 @pytest.mark.parametrize("length", [None, 2000])
@@ -250,9 +251,11 @@ def test_redirects_stay_with_http(downloads):
         read(f"{address}/film.mp4")
 
 
-@pytest.mark.parametrize("url", ["ftp://host/film.mp4", "rtsp://host/film", "file:///film.mp4"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/film.mp4", "rtsp://host/film", "file:///film.mp4", "data:video/mp4;base64," + 999 * "A"]
+)
 def test_other_protocols(url):
-    with pytest.raises(ValueError, match="only http and https"):
+    with pytest.raises(ValueError, match=r"^.{1,200}: only http and https"):
         read(url)
 
 
