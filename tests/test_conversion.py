@@ -2,10 +2,13 @@
 """Conversion of original checkpoints: the forms they come in, their vision towers, every tensor, the written folder."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from original_checkpoints import (
     CONFIG,
     DECODER,
@@ -25,6 +28,7 @@ from original_checkpoints import (
     random_state,
     write_original,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, InstructBlipVisionConfig, InstructBlipVisionModel
 
@@ -381,17 +385,23 @@ def test_folders_that_hold_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("twice", [True, False])
 def test_a_hub_repository_is_downloaded_once(source, tmp_path, monkeypatch, twice):
-    asked = []
-    files = ["pytorch_model.bin", *(["model.safetensors"] if twice else [])]
+    if twice:
+        save_file(original_state(), source / "model.safetensors")
+    asked, cache = [], tmp_path / "cache"
+    cache.mkdir()
 
     def download(name, allow_patterns):
-        asked.append((name, "*.bin" in allow_patterns, "*.safetensors" in allow_patterns))
-        return str(source)
+        asked.append(name)
+        names = [file.name for file in source.iterdir()]
+        for chosen in filter_repo_objects(names, allow_patterns=allow_patterns):
+            shutil.copy(source / chosen, cache)
+        return str(cache)
 
-    monkeypatch.setattr(conversion, "list_repo_files", lambda name: files)
     monkeypatch.setattr(conversion, "snapshot_download", download)
     convert("owner/name", tmp_path / "output")
-    assert asked == [("owner/name", not twice, twice)]
+    assert set(asked) == {"owner/name"}
+    weights = {file.name for file in cache.iterdir() if file.suffix in (".bin", ".safetensors")}
+    assert weights == ({"model.safetensors"} if twice else {"pytorch_model.bin"})
 
 
 def test_an_output_with_something_in_it_is_left_alone(source, tmp_path):
@@ -404,12 +414,31 @@ def test_an_output_with_something_in_it_is_left_alone(source, tmp_path):
     assert sorted(output.iterdir()) == before
 
 
+def test_an_output_may_be_a_link_or_the_current_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    convert(source, tmp_path / "link")
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert_checkpoint(source, ".", config_overrides=HEADS)
+    assert (tmp_path / "here" / "model.safetensors").is_file()
+
+
+def test_an_output_where_a_disk_is_mounted_is_refused_at_once(source, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(FileExistsError, match="disk` is where a disk is mounted: choose a folder in it"):
+        convert_checkpoint(source, tmp_path / "disk", config_overrides=HEADS)
+
+
 def test_nothing_is_left_behind_when_writing_fails(source, tmp_path, monkeypatch):
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
+    def full_disk(*args, **kwargs):  # as safetensors says it
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(conversion_files, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written to .*No space left"):
         convert_checkpoint(source, tmp_path / "output", config_overrides=HEADS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 

@@ -205,6 +205,9 @@ def test_converted_releases_keep_their_licence(folder, source):
 
 
 def test_a_conversion_of_ones_own_brings_no_licence(folder, tmp_path):
+    (tmp_path / "llama-vid-7b-full-224").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "llama-vid-7b-full-224")
+    assert conversion_step(tmp_path / "link")["license"] == "cc-by-nc-4.0"
     step = conversion_step(tmp_path / "my-own-run", base_model="lmsys/vicuna-7b-v1.5")
     assert (step["source"], step["base_model"]) == ("my-own-run", "lmsys/vicuna-7b-v1.5")
     card = card_of(folder, steps=[step])
@@ -274,6 +277,22 @@ def test_a_draft_is_not_lost(folder):
         assert (folder / "README.md.orig").read_text() == draft
 
 
+def test_a_card_of_ones_own_says_all_itself(folder):
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nMy own words.")
+    for options in ({"license": "mit"}, {"datasets": ["a/b"]}):
+        with (
+            pytest.raises(ValueError, match=r"README\.md was written by hand: say them there"),
+            hub_repository.repository(folder, "someone/tiny", **options),
+        ):
+            pass
+    write_provenance(folder, [conversion_step("YanweiLi/llama-vid-7b-full-224"), {**TRAINING, "base_model": None}])
+    with (
+        pytest.raises(ValueError, match=r"`license='apache-2\.0'`, but the weights come from .* under cc-by-nc"),
+        hub_repository.repository(folder, "someone/tiny"),
+    ):
+        pass
+
+
 def test_provenance_is_not_lost_where_the_hub_is_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(LocalEntryNotFoundError):
@@ -282,8 +301,13 @@ def test_provenance_is_not_lost_where_the_hub_is_out_of_reach(monkeypatch):
 
 def test_publishing_asks_for_what_the_training_could_not(folder, monkeypatch):
     before = [conversion_step("YanweiLi/llama-vid-7b-full-224-long-video")]
-    monkeypatch.setattr(hub_repository, "provenance_of", lambda model, token: before)
+    asked = []
+    monkeypatch.setattr(hub_repository, "provenance_of", lambda *model: asked.append(model) or before)
     write_provenance(folder, [TRAINING])
+    with hub_repository.repository(folder, "someone/tiny") as found:
+        assert ModelCard.load(found.files["README.md"]).data.license is None
+    assert asked == []  # now it may be this very model that is there
+    write_provenance(folder, [{**TRAINING, "unasked_revision": "v1"}])
     with hub_repository.repository(folder, "someone/tiny") as found:
         assert ModelCard.load(found.files["README.md"]).data.license == "cc-by-nc-4.0"
 

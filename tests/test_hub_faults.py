@@ -74,6 +74,12 @@ def spoil_home(folder: Path):
     (folder / "notes.md").write_text("Trained in /home" + "/jane/runs.")
 
 
+def spoil_auto_map(folder: Path):
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoProcessor": "nobody/code--processing.Processor"}}
+    path.write_text(json.dumps(config))
+
+
 def spoil_processor(folder: Path):
     (folder / "processor_config.json").unlink()
 
@@ -105,6 +111,11 @@ FAULTS = {
     "a secret": (spoil_secret, [], "notes.md, line 1: a Hugging Face token"),
     "an address": (spoil_email, [], "notes.md, line 1: an e-mail address"),
     "a home": (spoil_home, [], "notes.md, line 1: a home directory"),
+    "code of elsewhere": (
+        spoil_auto_map,
+        [],
+        "processor_config.json: `auto_map` names the code 'nobody/code--processing.Processor' of elsewhere",
+    ),
     "no processor": (spoil_processor, [], "processor_config.json is missing"),
     "a missing tensor": (
         spoil_weights,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import llama_vid.modeling
-from llama_vid.hub_files import check_contents, code_files, collect, find_private
+from llama_vid.hub_files import check_contents, code_files, collect, find_local_paths, find_private
 from llama_vid.session import TINY_CHECKPOINT
 
 # Joined here, so that no file of the repository looks as if it held one.
@@ -134,6 +134,11 @@ def test_configurations_name_no_place_on_this_machine(folder, value):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config.json: `text_config._name_or_path` is the local path"):
         check_contents(collect(folder)[0])
+
+
+def test_short_paths_and_names_in_objects(folder):
+    found = find_local_paths("config.json", {"root": "/tmp", "said": "/no-such-thing", "/films/a.mp4": 1})
+    assert found == ["config.json: `root` is the local path '/tmp'", "config.json: `` is the local path '/films/a.mp4'"]
 
 
 def test_recipes_name_no_place_on_this_machine(folder):

@@ -203,7 +203,7 @@ def features(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder or Hub id of an original checkpoint, full or of stage 1.")],
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of an original checkpoint, full or of stage 1.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
     vision_tower: Annotated[
         str | None,

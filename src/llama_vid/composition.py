@@ -119,9 +119,7 @@ def create_model(
         ValueError: if a part is of the wrong kind, lacks weights or does not fit, the context cannot be had, or an
             argument is unknown. Nothing is left behind then.
     """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"`{output}` exists and is not an empty folder: choose another output.")
+    output = empty_place(output)
     dtype = _parse_dtype(dtype)
     overrides = dict(config_overrides or {})
     settings = {part: dict(overrides.pop(part, {})) for part in LlamaVidConfig.sub_configs}
@@ -191,6 +189,16 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def empty_place(output: str | Path) -> Path:
+    """Where a folder can be made, links followed. Raises FileExistsError if something is there."""
+    output = Path(output).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"`{output}` exists and is not an empty folder: choose another output.")
+    if os.path.ismount(output):  # which cannot be replaced by the finished folder
+        raise FileExistsError(f"`{output}` is where a disk is mounted: choose a folder in it.")
+    return output
 
 
 @contextmanager

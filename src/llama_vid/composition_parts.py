@@ -78,6 +78,8 @@ def load_config(argument: str, source: str | Path) -> PreTrainedConfig:
         FileNotFoundError: if there is no such thing.
         ValueError: if transformers does not know the model.
     """
+    if str(source).endswith((".pth", ".pt", ".bin", ".safetensors")):  # and no name of a repository
+        raise FileNotFoundError(f"`{argument}`: the file `{source}` does not exist.")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub import snapshot_download
 from torch.nn.functional import interpolate
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .composition import build_processor, new_folder
+from .composition import build_processor, empty_place, new_folder
 from .conversion_files import WEIGHT_FILES, TensorFiles, write_shards
 from .conversion_keys import VISION, check_complete, read_config, rename
 from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, load_tokenizer
@@ -107,9 +107,7 @@ def convert_checkpoint(
         ValueError: if a file is damaged or a pickle with code in it, a tensor is missing, unknown or of the wrong
             shape, or the configuration makes no sense. Nothing is left behind then.
     """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"`{output}` exists and is not an empty folder: choose another output.")
+    output = empty_place(output)
     original = _open_original(source, base_model, vision_tower)
     llm_tokenizer, missing_tokenizer = load_tokenizer(tokenizer, original.language_folders, original.context_length)
     text_tokenizer = None
@@ -387,10 +385,10 @@ def _local_folder(name: str | Path) -> Path:
         return Path(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
         raise FileNotFoundError(f"`{name}` is neither a folder nor a Hub id (`owner/name`).")
-    # Many repositories hold their weights twice.
-    twice = any(file.endswith(".safetensors") for file in list_repo_files(str(name)))
-    patterns = ["*.json", "*.safetensors" if twice else "*.bin", "*.model", "*.txt"]
-    return Path(snapshot_download(str(name), allow_patterns=patterns))
+    folder = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    if not any(folder.glob("*.safetensors")):  # many repositories hold their weights twice
+        folder = Path(snapshot_download(str(name), allow_patterns="*.bin"))
+    return folder
 
 
 def _read_json(path: Path) -> dict:

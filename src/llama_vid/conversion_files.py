@@ -146,6 +146,9 @@ def write_shards(
         shapes (`dict[str, tuple[int, ...]]`): Name and shape of every tensor, in the order to make them.
         dtype (`torch.dtype`): Of all of them.
         make (`Callable`): Gives the tensor of a name.
+
+    Raises:
+        OSError: if the disk is full, or does not take the file.
     """
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
@@ -158,7 +161,11 @@ def write_shards(
     else:
         files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        save_file({name: make(name) for name in names}, folder / file, metadata={"format": "pt"})
+        tensors = {name: make(name) for name in names}
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk, for one
+            raise OSError(f"{file} cannot be written to {folder.parent}: {error}") from error
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},

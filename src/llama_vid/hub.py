@@ -46,7 +46,7 @@ class Publication:
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
         if self.url is None:
-            lines.append(f"nothing was uploaded; the card is written to {CARD}")
+            lines.append(f"nothing was uploaded; the card is in {CARD}")
         else:
             lines.append(self.url if self.is_new else f"nothing has changed since {self.url}")
         return "\n".join(lines)

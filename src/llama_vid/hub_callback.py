@@ -56,6 +56,7 @@ class HubCallback(TrainerCallback):
         self.output_dir = Path(training_args.output_dir)
         self.repo_id: str | None = None
         self._steps: list[dict[str, Any]] = []
+        self._is_base_asked = True
         self._modules: list[str] = []
         # One after another, or an older checkpoint might be the last one to arrive.
         self._pushes = ThreadPoolExecutor(max_workers=1)
@@ -84,6 +85,7 @@ class HubCallback(TrainerCallback):
             try:
                 self._steps = provenance_of(base, self.model_args.model_revision, self._options["token"])
             except LocalEntryNotFoundError:
+                self._is_base_asked = False
                 logger.warning("The Hub cannot be asked now what led to %s; `publish` will ask it.", base)
             trains = {
                 part for name, weight in model.named_parameters() if weight.requires_grad for part in name.split(".")
@@ -157,6 +159,7 @@ class HubCallback(TrainerCallback):
             "step": "training",
             "stage": self.script_args.stage,
             "base_model": base if is_hub_id(base) else None,
+            **({} if self._is_base_asked else {"unasked_revision": self.model_args.model_revision}),
             "modules": self._modules,
             "lora": {"r": self.model_args.lora_r, "alpha": self.model_args.lora_alpha} if lora else None,
             "datasets": [

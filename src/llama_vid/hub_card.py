@@ -83,7 +83,7 @@ def render_card(
     """
     adapter = "adapter_config.json" in files
     name = repo_id.rpartition("/")[2]
-    license = _license(steps, license)
+    license = license_of(steps, license)
     evaluation = read_evaluation(files.get("evaluation.json"))
     about = read_about(files.get("about.json"))
     bases, relation = _bases(steps, base_model, adapter)
@@ -193,7 +193,8 @@ def _revision(adapter_config: Path) -> str | None:
     return None if revision == "main" else revision
 
 
-def _license(steps: Sequence[dict], license: str | None) -> str | None:
+def license_of(steps: Sequence[dict], license: str | None) -> str | None:
+    """That of the weights' origin, or the one given. Raises ValueError if they are two."""
     inherited = next((step["license"] for step in steps if "license" in step), None)
     if inherited is not None and license not in (None, inherited):
         raise ValueError(

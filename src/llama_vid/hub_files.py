@@ -115,7 +115,8 @@ def _refusal(path: Path, root: Path) -> str | None:
 def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
     """
     Look for secrets, e-mail addresses and home directories in all texts (the package's own code apart), and for other
-    paths of this machine in the values of JSON and YAML; in the metadata of safetensors, for all of them.
+    paths of this machine and code of other repositories in JSON and YAML; in the metadata of safetensors, for all of
+    them.
 
     Args:
         files (`Mapping[str, Path]`): Files by their path in the repository.
@@ -144,7 +145,8 @@ def check_contents(files: Mapping[str, Path], token: str | None = None) -> None:
             found += find_private(name, text, token)
             if path.suffix in PARSERS and path.name not in VOCABULARIES:
                 try:
-                    found += find_local_paths(name, PARSERS[path.suffix](text))
+                    content = PARSERS[path.suffix](text)
+                    found += find_local_paths(name, content) + find_foreign_code(name, content)
                 except (ValueError, yaml.YAMLError) as error:
                     found.append(f"{name} is no {path.suffix[1:].upper()} ({error})")
     if found:
@@ -169,19 +171,30 @@ def find_local_paths(name: str, content: Any) -> list[str]:
     return [f"{name}: `{key}` is the local path {value!r}" for key, value in strings if _is_local_path(key, value)]
 
 
+def find_foreign_code(name: str, content: Any) -> list[str]:
+    """Code of other repositories (`owner/name--file.Class`) that loading a file's content would run, as sentences."""
+    named = content.get("auto_map") if isinstance(content, dict) else None
+    return [
+        f"{name}: `auto_map` names the code {value!r} of elsewhere" for _, value in _strings(named) if "--" in value
+    ]
+
+
 def _is_local_path(key: str, value: str) -> bool:
     if LOCAL_PATH.match(value) and "\n" not in value:
+        return True
+    if re.fullmatch(r"/[\w.-]+", value) and Path(value).exists():
         return True
     # A relative path may look like a Hub id.
     return key.endswith("name_or_path") and bool(value) and Path(value).exists()
 
 
 def _strings(value, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings of a JSON value with their keys."""
+    """All strings of a JSON value, names in objects too, with their keys."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
         for name, inner in value.items():
+            yield key, str(name)
             yield from _strings(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for inner in value:

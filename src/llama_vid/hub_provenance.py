@@ -73,7 +73,7 @@ def conversion_step(source: str | Path, *, base_model: str | Path | None = None)
         source (`str` or `Path`): Folder or Hub id of the original.
         base_model (`str` or `Path`, *optional*): The language model under a stage-1 checkpoint.
     """
-    name = Path(source).name
+    name = public_name(source).rpartition("/")[2]
     step = {"step": "conversion", "source": public_name(source)}
     if RELEASED.fullmatch(name):
         step |= {"source": f"{RELEASED_BY}/{name}", "license": RELEASED_LICENSE}

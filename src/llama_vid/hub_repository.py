@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from .hub_card import MARKER, is_written_by_hand, render_card
-from .hub_files import CARD, DRAFT, check_contents, code_files, collect, find_private
+from .hub_card import MARKER, is_written_by_hand, license_of, render_card
+from .hub_files import CARD, DRAFT, check_contents, code_files, collect, find_foreign_code, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
 from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
 from .whole_files import link_or_copy, write_text
@@ -70,15 +70,22 @@ def repository(
         # The package's own code is what the folder's was compared with.
         files = {**files, **code_files()}
         is_kept = is_written_by_hand(folder / CARD)
-        if not is_kept:
+        if is_kept:
+            if license or datasets:
+                raise ValueError(
+                    f"`license` and `datasets` are for the card that is written, and {folder / CARD} was written by "
+                    "hand: say them there."
+                )
+            license_of(read_provenance(folder), ModelCard.load(folder / CARD).data.license)
+        else:
             files.pop(CARD, None)
         check_contents({name: path for name, path in files.items() if path.suffix != ".py"}, token)
         if not is_kept:
             known = base if base is not None and is_hub_id(base) else None
             steps = read_provenance(folder)
-            if steps and steps[0]["step"] == "training" and steps[0].get("base_model"):
-                # Of that nothing was known, or the Hub was out of reach.
-                steps = [*provenance_of(steps[0]["base_model"], token=token), *steps]
+            if steps and "unasked_revision" in steps[0]:  # the Hub was out of reach
+                base_of_training = steps[0]["base_model"], steps[0]["unasked_revision"]
+                steps = [*provenance_of(*base_of_training, token), *steps]
             if not steps and known is not None:
                 # How it was trained is not known here; where the weights come from is.
                 steps = [step for step in provenance_of(known, revision, token) if step["step"] == "conversion"]
@@ -111,8 +118,9 @@ def ask_as_a_stranger(files: Mapping[str, Path], token: str | None = None) -> st
         if ADAPTER in files:
             folders["the base"] = Path(work, "base")
             _link({**_base_files(files[ADAPTER], token), **code_files()}, folders["the base"])
-        # Everything must be there.
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(work, "modules")), "HF_HUB_OFFLINE": "1"}
+        # Everything must be there, and nothing is in the cache.
+        places = {"HF_MODULES_CACHE": str(Path(work, "modules")), "HF_HUB_CACHE": str(Path(work, "hub"))}
+        environment = {**os.environ, **places, "HF_HUB_OFFLINE": "1"}
         report = _run("hub_check.py", [*folders.values()], environment)
         if "error" in report:
             reason = report["error"]
@@ -147,7 +155,7 @@ def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
         ) from error
     # There may be more of it, from another download.
     files = {path.name: path for kind in kinds for path in snapshot.glob(kind)}
-    if "config.json" in files and "--" in str(json.loads(files["config.json"].read_text()).get("auto_map")):
+    if "config.json" in files and find_foreign_code("", json.loads(files["config.json"].read_text())):
         raise ValueError(f"The config.json of `{base}` names code of another repository, which is not run here.")
     return files
 

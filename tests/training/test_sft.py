@@ -20,6 +20,7 @@ from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.session import ask
 from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
+from llama_vid.training.trained_modules import load_trained_modules
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -181,6 +182,12 @@ def test_the_end_of_an_answer_goes_with_the_template(data, tmp_path):
     train(["--config", recipe(tmp_path, data, 2, **changes)])
     before, after = (GenerationConfig.from_pretrained(folder) for folder in (base, tmp_path / "run"))
     assert after.eos_token_id == [before.eos_token_id, tokenizer.bos_token_id]
+
+    train(["--config", recipe(tmp_path / "modules", data, 2, save_only_trained=True, **changes)])
+    model = load_trained_modules(tmp_path / "modules" / "run")
+    assert model.generation_config.eos_token_id == after.eos_token_id
+    with pytest.raises(ValueError, match=r"Answers end with '<s>' in `chat_template`, .* not know as an end"):
+        train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, **changes)])
 
 
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):

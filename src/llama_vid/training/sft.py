@@ -208,7 +208,14 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         processor = AutoProcessor.from_pretrained(name, **options)
     else:  # what is saved speaks as it was taught
         processor = AutoProcessor.from_pretrained(name, chat_template=script_args.chat_template, **options)
-        model.generation_config.eos_token_id = with_end(model.generation_config.eos_token_id, answer_end(processor))
+        known, end = model.generation_config.eos_token_id, answer_end(processor)
+        model.generation_config.eos_token_id = with_end(known, end)
+        if model_args.use_peft and model.generation_config.eos_token_id != known:
+            raise ValueError(
+                f"Answers end with {processor.tokenizer.decode(end)!r} in `chat_template`, which {name} does not "
+                "know as an end, and an adapter stores none: create the base with that template (`llama-vid create "
+                "--chat-template`), or add it to `eos_token_id` in the base's generation_config.json."
+            )
     if script_args.context_length is not None:
         processor.tokenizer.model_max_length = script_args.context_length
     # ZeRO-3 shares the weights; with FSDP one process may be the only one to have them.

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from llama_vid.modeling import LlamaVidForConditionalGeneration
 from llama_vid.whole_files import whole_file, write_text
@@ -155,6 +156,8 @@ def load_trained_modules(folder: str | os.PathLike, **kwargs) -> LlamaVidForCond
                 f"{Path(folder) / DESCRIPTION}."
             ) from error
     put_trained_modules(model, folder)
+    if (Path(folder) / GENERATION_CONFIG_NAME).is_file():  # another chat template has another end
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
