@@ -149,7 +149,11 @@ class LlamaVidModel(LlamaVidVisualModel):
         has_images = pixel_values is not None or image_features is not None
         has_videos = pixel_values_videos is not None or video_features is not None
         images_anywhere, videos_anywhere = self._most_of_processes(has_images, has_videos)
-        text_lacks_gradients = self.training and is_distributed() and not (images_anywhere or videos_anywhere)
+        text_lacks_gradients = (
+            self.training
+            and not (images_anywhere or videos_anywhere)
+            and (is_distributed() or (torch.is_grad_enabled() and not inputs_embeds.requires_grad))
+        )
         if has_images:
             images = self.get_image_features(
                 pixel_values,

@@ -35,6 +35,8 @@ def test_missing_parts_are_named(parts, tmp_path, create):
     for argument in ("vision_tower", "language_model", "qformer"):
         with pytest.raises(FileNotFoundError, match=rf"`{argument}`: no model's folder or Hub id is .*nowhere"):
             create(**{argument: tmp_path / "nowhere"})
+    with pytest.raises(FileNotFoundError, match=r"`vision_tower`: the file `.*parts/eva_vit_g\.pth` does not exist"):
+        create(vision_tower="parts/eva_vit_g.pth")
     with pytest.raises(FileNotFoundError, match=r"instructions' tokenizer .*nowhere.* pass qformer_tokenizer"):
         create_model(
             tmp_path / "output",

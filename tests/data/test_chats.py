@@ -6,7 +6,7 @@ import pytest
 from small_chats import assistant, system, user
 
 from llama_vid.data.chats import build_chat, messages_of_row
-from llama_vid.data.media import Media
+from llama_vid.data.media import Media, check_media
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 
 A, B = ({"type": "image", "path": f"data/{name}.jpg"} for name in "ab")
@@ -113,6 +113,19 @@ def test_parts_keep_what_they_say():
         {"type": "video", "features": "features/clip.safetensors", "subtitles": "words/clip.srt"},
         {"type": "image", "image": b"picture"},
     ]
+
+
+def test_addresses_that_are_none_are_files():
+    media = Media(Path("data"), "media", "features")
+    inline = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    film, picture = {"type": "video", "url": "film.mp4"}, {"type": "image", "url": "a.jpg"}
+    messages = messages_of_row({"messages": [user(inline, film, picture, "Who?"), assistant("He.")]}, media)
+    assert messages[0]["content"][:3] == [
+        {"type": "image", "url": "data:image/png;base64,AAAA"},
+        {"type": "video", "features": "features/film.safetensors"},
+        {"type": "image", "path": "media/a.jpg"},
+    ]
+    assert check_media([{"messages": messages}]) == ["features/film.safetensors", "media/a.jpg"]
 
 
 def test_no_key_of_a_part_names_files_elsewhere():

@@ -251,11 +251,19 @@ def test_tags_of_html_are_words(write):
 
 @pytest.mark.parametrize("question", ["<image> What?", "What?\n<image>", "What? <image>", "<image><image>\nWhat?"])
 def test_a_visual_that_lacks_is_an_error(write, question):
-    for given in ({}, {"image": None}, {"images": ["a.jpg"]}):
+    for given in ({}, {"image": None}, {"images": []}):
         with pytest.raises(ValueError, match=r"record 0: \d `<image>` placeholders for 0 images"):
             messages_of(write([{"conversations": chat(question, "a"), **given}]), "llava")
     with pytest.raises(ValueError, match=r"record 0: 1 `<image>` placeholders for 0 images"):
         messages_of(write([{"conversations": chat("Is this <image> it?", "a"), "image": ""}]), "llava")
+
+
+def test_llava_visuals_by_their_plural(write, tmp_path):
+    record = {"images": ["1.jpg"], "conversations": chat("What is it?", "A cat.")}
+    assert only_messages(write([record]), "llava", root=tmp_path) == [
+        user(image(tmp_path / "1.jpg"), "What is it?"),
+        assistant("A cat."),
+    ]
 
 
 def test_bad_records_may_be_skipped(write, caplog):

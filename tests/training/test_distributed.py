@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText
 
 from llama_vid import create_model, extract_features
 from llama_vid.data.clips import write_clip
+from llama_vid.hub_files import code_files
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
 from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
@@ -177,6 +178,9 @@ def test_two_processes_train_as_one(engine, settings, alone, tmp_path):
     results = launch(engine, settings(tmp_path, per_device_train_batch_size=1, **ON_CPU[engine]), tmp_path)
     assert_shares(results, gathers=engine in ("fsdp2", "zero3"))
     assert_same_training(results, tmp_path, alone(), "model.safetensors")
+    assert code_files().keys() == {path.name for path in (tmp_path / "run").glob("*.py")}
+    auto_map = json.loads((tmp_path / "run" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForImageTextToText"] == "modeling_llama_vid.LlamaVidForConditionalGeneration"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", pytest.param("zero3", marks=DEEPSPEED)])

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_checkpoint import UNTRAINED
 from small_recipes import llava, recipe, turns, weights
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
 from llama_vid.data.collator import BadSampleError
 from llama_vid.features import extract_features
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
@@ -188,6 +189,17 @@ def test_the_end_of_an_answer_goes_with_the_template(data, tmp_path):
     assert model.generation_config.eos_token_id == after.eos_token_id
     with pytest.raises(ValueError, match=r"Answers end with '<s>' in `chat_template`, .* not know as an end"):
         train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, **changes)])
+
+
+def test_experts_are_trained_and_loaded(data, tmp_path):
+    """TRL asks for their balance in the configuration, which is no part of a checkpoint."""
+    config = AutoConfig.from_pretrained(UNTRAINED)
+    experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+    settings = {**config.to_dict(), "text_config": {**config.text_config.to_dict(), **experts}}
+    LlamaVidForConditionalGeneration(LlamaVidConfig(**settings)).save_pretrained(tmp_path / "base")
+    AutoProcessor.from_pretrained(UNTRAINED).save_pretrained(tmp_path / "base")
+    train(["--config", recipe(tmp_path, data, 2, model_name_or_path=str(tmp_path / "base"), max_steps=1)])
+    assert AutoConfig.from_pretrained(tmp_path / "run").text_config.output_router_logits is False
 
 
 def test_a_loaded_checkpoint_is_what_was_trained(data, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
-from llama_vid.data.media import Media
+from llama_vid.data.media import Media, is_url
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION, normalize_messages
 
 PLACEHOLDER = re.compile(r"<(image|video)>")
@@ -191,8 +191,8 @@ def _with_files(part: dict, media: Media) -> dict:
         part["subtitles"] = media.path(part["subtitles"], media.subtitles_root)
     if "features" in part:
         part["features"] = media.path(part["features"], media.features_root)
-    if "url" in part:
-        part["url"] = media.path(part["url"])  # transformers would open any file of that name
+    if "url" in part and not (isinstance(part["url"], str) and is_url(part["url"])):
+        part["path"] = part.pop("url")
     for key in ("path", kind):
         if key in part:
             return {**media.part(kind, part.pop(key)), **part}

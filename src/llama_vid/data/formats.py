@@ -222,10 +222,11 @@ def _llava_turns(record: dict) -> list[tuple[str, str]]:
 
 
 def _llava_visuals(record: dict, media: Media) -> dict[str, list[dict]]:
-    kinds = [kind for kind in ("image", "video") if record.get(kind)]
+    named = {kind: record.get(kind) or record.get(f"{kind}s") for kind in ("image", "video")}
+    kinds = [kind for kind, names in named.items() if names]
     if len(kinds) > 1:
         raise ValueError("`image` and `video` are both there: use the format `messages` for such records.")
-    return {kind: [media.part(kind, name) for name in as_list(record[kind])] for kind in kinds}
+    return {kind: [media.part(kind, name) for name in as_list(named[kind])] for kind in kinds}
 
 
 def _llava_caption(record: dict, media: Media) -> list[dict]:

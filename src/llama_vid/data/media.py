@@ -45,7 +45,7 @@ class Media:
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a file is expected, found {name!r}.")
-        if _is_url(name):
+        if is_url(name):
             return name
         root = self.root if root is None else root
         if os.path.isabs(name):
@@ -134,9 +134,10 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
         messages = json.loads(messages) if isinstance(messages, str) else messages
         parts = [part for message in messages for part in message["content"]]
         named = [part.get(key) for part in parts for key in ("path", "features", "subtitles")]
-        paths |= dict.fromkeys(path for path in named if isinstance(path, str) and not _is_url(path))
+        paths |= dict.fromkeys(path for path in named if isinstance(path, str) and not is_url(path))
     return [path for path in paths if not os.path.exists(path)]
 
 
-def _is_url(name: str) -> bool:
-    return re.match(r"https?://", name, re.IGNORECASE) is not None
+def is_url(name: str) -> bool:
+    """Whether it is an address on the network, or a picture itself (`data:`), and no file."""
+    return re.match(r"https?://|data:image/", name, re.IGNORECASE) is not None

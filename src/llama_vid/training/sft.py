@@ -138,10 +138,12 @@ def build_trainer(
     eval_dataset = load_data(script_args.eval_datasets) if evaluates else None
     if eval_dataset is not None and script_args.on_bad_sample == "skip":
         eval_dataset = without_bad_samples(eval_dataset, collator)
-    if training_args.train_sampling_strategy in BY_LENGTH:
-        for dataset in (train_dataset, eval_dataset):
-            if isinstance(dataset, Dataset):  # streams come as they come
-                check_lengths(dataset, training_args.train_sampling_strategy)
+    strategy = training_args.train_sampling_strategy
+    if strategy in BY_LENGTH:
+        # Streams come as they come, and evaluations in order, or grouped.
+        for dataset in (train_dataset, eval_dataset if strategy == "group_by_length" else None):
+            if isinstance(dataset, Dataset):
+                check_lengths(dataset, strategy)
     trainer = LlamaVidTrainer(
         model=model,
         args=training_args,
@@ -161,6 +163,10 @@ def build_trainer(
         raise ValueError(
             "`use_muon` is true, but Muon needs whole matrices, and FSDP and DeepSpeed split them: use DDP, or AdamW."
         )
+    text_config = trainer.model.config.get_text_config()
+    if hasattr(text_config, "output_router_logits"):
+        # TRL sets it for the experts' balance, and asks again with every batch; it is nothing to save.
+        text_config.output_router_logits = False
     # DeepSpeed's optimizer has float32 weights of its own; FSDP 1 takes one type only, and accelerate casts its shares.
     is_fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
     if not (trainer.is_deepspeed_enabled or is_fsdp1):

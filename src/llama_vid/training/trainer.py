@@ -92,6 +92,8 @@ class LlamaVidTrainer(SFTTrainer):
             state_dict = {**(state_dict or {}), **self._frozen}
         if self.save_dtype is not None and self.args.should_save and not is_checkpoint:
             state_dict = in_dtype(self.model.state_dict() if state_dict is None else state_dict, self.save_dtype)
+        if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+            _named_as_before(self.model)
         if self.trained_modules is None:
             super()._save(output_dir, state_dict)
             return
@@ -131,6 +133,13 @@ class LlamaVidTrainer(SFTTrainer):
         # The last files before the trainer's state, which the first process must not write before all have theirs.
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+
+def _named_as_before(model: nn.Module) -> None:
+    """FSDP2 gives a model a class of torch's, whose files transformers would save as the model's code."""
+    sharded = type(model)
+    own = next(kind for kind in sharded.__mro__ if not kind.__module__.startswith("torch."))
+    sharded.__module__, sharded.__name__ = own.__module__, own.__name__
 
 
 def _frozen_parts(model: PeftModel) -> dict[str, torch.Tensor]:
