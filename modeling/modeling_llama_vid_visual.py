@@ -282,7 +282,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
 
     def _num_chunks(self, num_frames: int, trains: bool) -> int:
         """Into how many chunks frames are split: where there are several processes, perhaps more than frames."""
-        least = int(trains and self.training and is_distributed())  # or processes with gradients would wait
+        least = int(trains)  # with no frame too: processes that have some would wait for its gradients
         return self._most_of_processes(max(-(-num_frames // self.frames_per_chunk), least))[0]
 
     def _most_of_processes(self, *numbers: int) -> list[int]:
