@@ -500,7 +500,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         """As in transformers, without placeholders: prompt-lookup decoding, which copies from the prompt, asks here."""
         processors = super()._get_logits_processor(*args, **kwargs)
         placeholders = [self.config.image_token_id, self.config.video_token_id]
-        return LogitsProcessorList([*processors, SuppressTokensLogitsProcessor(placeholders, self.device)])
+        return LogitsProcessorList([*processors, SuppressTokensLogitsProcessor(placeholders)])
 
     def _prepare_generated_length(self, *args, **kwargs):
         """As in transformers, with a warning where the language model was trained for less."""

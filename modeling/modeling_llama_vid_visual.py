@@ -282,7 +282,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
 
     def _num_chunks(self, num_frames: int, trains: bool) -> int:
         """Into how many chunks frames are split: where there are several processes, perhaps more than frames."""
-        least = int(trains)  # with no frame too: processes that have some would wait for its gradients
+        least = int(trains and self.training and is_distributed())  # or processes with gradients would wait
         return self._most_of_processes(max(-(-num_frames // self.frames_per_chunk), least))[0]
 
     def _most_of_processes(self, *numbers: int) -> list[int]:
@@ -431,7 +431,7 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
                     f"The features have {features.shape[1]} rows and so no CLS, which this checkpoint's text decoder "
                     "attends to: keep the CLS row, or set the configuration's `image_/video_qformer_uses_cls` to False."
                 )
-        number = self._num_chunks(len(frames), trains=True)
+        number = max(1, self._num_chunks(len(frames), trains=True))  # of no frame too, whose tokens have gradients
         make_tokens = self._chunk_tokens
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Never reentrant: features of a frozen encoder need no gradient, and the modules would get none either.

@@ -161,11 +161,7 @@ def write_shards(
     else:
         files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: make(name) for name in names}
-        try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # of a full disk, for one
-            raise OSError(f"{file} cannot be written to {folder.parent}: {error}") from error
+        _write_shard(folder / file, {name: make(name) for name in names})
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
@@ -173,3 +169,10 @@ def write_shards(
         }
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # of a full disk, for one
+        raise OSError(f"{path.name} cannot be written to {path.parent.parent}: {error}") from error
