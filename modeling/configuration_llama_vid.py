@@ -202,11 +202,6 @@ class LlamaVidConfig(PreTrainedConfig):
                 f"`image_token_id={self.image_token_id}` and `video_token_id={self.video_token_id}` must be two "
                 "different ids of the tokenizer."
             )
-        if getattr(self.text_config, "output_router_logits", False):
-            raise ValueError(
-                "`text_config.output_router_logits=True` asks for a balance loss of the experts, which is not "
-                "computed: set it to False."
-            )
         for name in ("num_query_tokens", "projector_num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

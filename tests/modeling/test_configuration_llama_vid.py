@@ -3,10 +3,10 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from small_models import QFORMER, TEXT, VISION, small_config
+from small_models import QFORMER, TEXT, VISION, Sample, collate, small_config, small_model
 from transformers import AutoConfig, InstructBlipQFormerConfig
 
-from llama_vid.modeling import LlamaVidConfig
+from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
 
 
 def test_defaults_are_the_papers_mixed_use_at_7b_and_224():
@@ -78,10 +78,6 @@ BAD = {
         {"vision_config": {"model_type": "siglip2_vision_model"}},
         "no encoder of fixed-size",
     ),
-    "a balance loss that nobody computes": (
-        {"text_config": {**TEXT, "model_type": "mixtral", "output_router_logits": True}},
-        "output_router_logits=True` asks for a balance loss",
-    ),
     "sides of two lengths": ({"vision_config": {**VISION, "image_size": [56, 28]}}, "must be integers"),
 }
 
@@ -96,3 +92,20 @@ def test_bad_values(name):
 def test_types_are_checked():
     with pytest.raises(StrictDataclassFieldValidationError, match="image_grid_size"):
         small_config(image_grid_size="2")
+
+
+def test_overrides_at_loading_are_checked(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`video_grid_size=3` does not fit"):
+        LlamaVidForConditionalGeneration.from_pretrained(tmp_path, video_grid_size=3)
+    with pytest.raises(ValueError, match="`vision_feature_layer` must lie between"):
+        LlamaVidForConditionalGeneration.from_pretrained(tmp_path, vision_feature_layer=-9)
+
+
+def test_scores_of_routers(model):
+    experts = {"model_type": "mixtral", "num_local_experts": 3, "output_router_logits": True}  # as TRL sets it
+    model = small_model(text_config={**TEXT, **experts})
+    batch = collate([Sample(model, 1, image=True)])
+    assert len(model.generate(**batch, max_new_tokens=2)) == 1
+    outputs = model(**batch, output_router_logits=True)
+    assert [scores.shape[-1] for scores in outputs.router_logits] == [3, 3]

@@ -163,10 +163,6 @@ def build_trainer(
         raise ValueError(
             "`use_muon` is true, but Muon needs whole matrices, and FSDP and DeepSpeed split them: use DDP, or AdamW."
         )
-    text_config = trainer.model.config.get_text_config()
-    if hasattr(text_config, "output_router_logits"):
-        # TRL sets it for the experts' balance, and asks again with every batch; it is nothing to save.
-        text_config.output_router_logits = False
     # DeepSpeed's optimizer has float32 weights of its own; FSDP 1 takes one type only, and accelerate casts its shares.
     is_fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
     if not (trainer.is_deepspeed_enabled or is_fsdp1):
