@@ -598,8 +598,3 @@ def test_bad_input(model, name):
     batch = collate([Sample(model, 2, num_frames=3)])
     with pytest.raises(ValueError, match=message):
         model(**change(batch))
-
-
-def test_chunks_hold_at_least_a_frame(model):
-    with pytest.raises(ValueError, match="`frames_per_chunk` must be at least 1, got 0"):
-        model.frames_per_chunk = 0

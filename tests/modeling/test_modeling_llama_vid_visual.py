@@ -105,3 +105,8 @@ def test_padding_queries_do_not_count():
     padded, _ = attention(query, patches, mask)
     alone, _ = attention(query[:, :4], patches)
     torch.testing.assert_close(padded, alone)
+
+
+def test_chunks_hold_at_least_a_frame(model):
+    with pytest.raises(ValueError, match="`frames_per_chunk` must be at least 1, got 0"):
+        model.frames_per_chunk = 0
