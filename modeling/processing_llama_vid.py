@@ -448,13 +448,16 @@ class LlamaVidProcessor(ProcessorMixin):
             numbers = [*map(int, processed["video_num_frames"]), *map(len, features)]
             processed["video_num_frames"] = torch.tensor(numbers) if files else numbers
         processed.update(_unless_in_order("video_indices", indices))
+        on_error = kwargs.get("on_error") or self.video_processor.on_error
         replacements = [
-            self.replace_video_token(processed, index, words=self._words_behind_frames(cues, clocks[index], position))
+            self.replace_video_token(
+                processed, index, words=self._words_behind_frames(cues, clocks[index], position, on_error)
+            )
             for position, (index, cues) in enumerate(zip(indices, subtitles, strict=True))
         ]
         return processed, replacements
 
-    def _words_behind_frames(self, subtitles, clock: Clock | None, position: int) -> list[str] | None:
+    def _words_behind_frames(self, subtitles, clock: Clock | None, position: int, on_error: str) -> list[str] | None:
         """What is said behind each frame of the video at a placeholder."""
         if subtitles is None:
             return None
@@ -463,7 +466,7 @@ class LlamaVidProcessor(ProcessorMixin):
                 f"Video {position} has `subtitles`, but its features have no times: pass `video_times`, or `times` "
                 "beside `features` in its message part."
             )
-        words, dropped = align_subtitles(read_subtitles(subtitles), *clock)
+        words, dropped = align_subtitles(read_subtitles(subtitles, on_error=on_error), *clock)
         if dropped:
             logger.warning(
                 f"Video {position} is looked at from {max(0.0, clock.start):.1f} to {clock.end:.1f} s: {dropped} "

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 from transformers.utils import logging
 
-from .video_decoding_llama_vid import first_video_stream, open_container
+from .video_decoding_llama_vid import decoded, first_video_stream, open_container
 
 try:
     import pysubs2
@@ -29,19 +29,21 @@ HELD_BRACE = "\ufdd0"  # stands for it while markup is taken away
 
 def is_media_file(path: Path) -> bool:
     """Whether a file is binary: every container has a zero byte near its start, and of texts only UTF-16 does."""
-    if path.suffix.lower() in (".srt", ".vtt"):  # text, even if damaged
+    if path.suffix.lower() in (".srt", ".vtt", ".ass", ".ssa"):  # text, even if damaged
         return False
     with path.open("rb") as file:
         head = file.read(4096)
     return b"\0" in head and not head.startswith(UTF16_MARKS)
 
 
-def read_text_track(path: Path) -> Iterator[tuple[float, float, str]]:
+def read_text_track(path: Path, on_error: str = "raise") -> Iterator[tuple[float, float, str]]:
     """
-    Read the text track of a media file (mov_text, SubRip, ASS or WebVTT): the default one, else the first.
+    Read the text track of a media file (mov_text, SubRip, ASS or WebVTT): the default one, else the first, of
+    those that are not forced.
 
     Args:
         path (`Path`): A video file.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"keep"` ends before damage, with a warning.
 
     Yields:
         `(start, end, text)`, in seconds after the first video frame, in the order of the file; without ASS markup and
@@ -70,7 +72,10 @@ def read_text_track(path: Path) -> Iterator[tuple[float, float, str]]:
                         plain_text(subtitle.ass.decode("utf-8", "replace"), stream.codec_context.codec.name),
                     )
         except av.FFmpegError as error:
-            raise ValueError(f"The text track of {name} is damaged. FFmpeg says: {error}") from error
+            damage = f"The text track of {name} is damaged. FFmpeg says: {error}"
+            if on_error != "keep":
+                raise ValueError(damage) from error
+            logger.warning(f"{damage} The words before that are kept.")
 
 
 def plain_text(event: str, codec: str) -> str:
@@ -87,8 +92,9 @@ def text_stream(container: av.container.InputContainer, name: str) -> av.stream.
     streams = container.streams.subtitles
     texts = [stream for stream in streams if stream.codec_context is not None and stream.codec_context.codec.text_sub]
     advice = "Pass a text file (subtitles=film.srt), or have the sound transcribed (--transcribe)."
-    if texts:
-        return choose_track(texts, "text", name)
+    if texts:  # a forced one has only what is said in another language than the film's
+        forced = av.stream.Disposition.forced
+        return choose_track([stream for stream in texts if not stream.disposition & forced] or texts, "text", name)
     if streams:
         kinds = ", ".join(sorted({stream.name or "unknown" for stream in streams}))
         raise ValueError(f"The subtitles in {name} are pictures, not text ({kinds}). {advice}")
@@ -111,7 +117,7 @@ def first_frame_seconds(source: str | bytes, name: str) -> Fraction:
     with open_container(source, name) as container:
         stream = first_video_stream(container, name)
         try:
-            first = next(container.decode(stream), None)
+            first = next(decoded(container, stream), None)
         except av.FFmpegError as error:
             raise ValueError(f"{name} is damaged: its first frame cannot be decoded. FFmpeg says: {error}") from error
         if first is None:

@@ -35,6 +35,9 @@ ENCODINGS = (
     *("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949"),
 )
 
+# What players take for markup in SubRip, in any spelling.
+SUBRIP_TAGS = r"</?(?:[bius]|font|span|ruby|rt)(?:\s[^<>\n]*)?/?>"
+
 
 class Cue(NamedTuple):
     """Words and when they are shown, in seconds after the first frame."""
@@ -68,14 +71,16 @@ class Clock(NamedTuple):
         return cls(times, times[-1] + pause, times[0] or -math.inf)
 
 
-def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
+def read_subtitles(subtitles: str | Path | Iterable, *, on_error: str = "raise") -> list[Cue]:
     """
     Read subtitles, sorted by their start.
 
     Args:
         subtitles (`str`, `Path` or iterable of `(start, end, text)`):
-            A SubRip (.srt) or WebVTT (.vtt) file, in UTF-8, UTF-16 or an encoding that chardet detects; a video
+            A SubRip (.srt), WebVTT (.vtt) or ASS file, in UTF-8, UTF-16 or an encoding that chardet detects; a video
             file with a text track (the default one, else the first); or cues with times in seconds.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            `"keep"` takes of a damaged video file's text track what comes before the damage, with a warning.
 
     Returns:
         `list[Cue]`: Without markup, line breaks and empty cues. A cue that ends before it starts ends at its start.
@@ -86,7 +91,7 @@ def read_subtitles(subtitles: str | Path | Iterable) -> list[Cue]:
         ValueError: if it is no subtitle file, its encoding is unknown, the video has no text track, or there are more
             than `MAX_CUES` cues.
     """
-    cues = _read_file(Path(subtitles)) if isinstance(subtitles, str | Path) else _read_list(subtitles)
+    cues = _read_file(Path(subtitles), on_error) if isinstance(subtitles, str | Path) else _read_list(subtitles)
     cues = [Cue(start, max(start, end), " ".join(text.split())) for start, end, text in cues]
     return sorted((cue for cue in cues if cue.text), key=lambda cue: cue[:2])
 
@@ -128,29 +133,42 @@ def _check_count(count: int) -> None:
         raise ValueError(f"{count} subtitle cues are more than {MAX_CUES}: are these the subtitles of one film?")
 
 
-def _read_file(path: Path) -> list[Cue]:
+def _read_file(path: Path, on_error: str) -> list[Cue]:
     if not path.is_file():
         raise FileNotFoundError(f"Subtitle file {path} does not exist.")
     if is_media_file(path):
-        return _read_list((start, end, _without_markup(text)) for start, end, text in read_text_track(path))
+        return _read_list((start, end, _without_markup(text)) for start, end, text in read_text_track(path, on_error))
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"Subtitle file {path} has more than {MAX_BYTES} bytes: is it one?")
     if pysubs2 is None:
         raise ImportError("Subtitle files are read by pysubs2: pip install pysubs2, or pass a list of cues.")
-    text = _decode(path)
-    _check_count(text.count("-->"))  # parsing takes a while
-    kind = "vtt" if text.lstrip("\ufeff").startswith("WEBVTT") else "srt"
-    # pysubs2 takes a number in the last line for the next cue's, and all in braces for markup.
-    text = _cues_alone(text) if kind == "vtt" else f"{text}\n\n0\n"
-    text = re.sub(TYPED_BRACE, HELD_BRACE, text)
+    text = _decode(path).replace("\r\n", "\n").replace("\r", "\n")
+    _check_count(max(text.count("-->"), text.count("\nDialogue:")))  # parsing takes a while
     try:
-        events = pysubs2.SSAFile.from_string(text, format_=kind).events
+        events = _events(text)
     except (pysubs2.Pysubs2Error, ValueError) as error:
-        raise ValueError(f"Subtitle file {path} cannot be read as SubRip or WebVTT: {error}.") from error
-    if not events:
-        raise ValueError(f"Subtitle file {path} has no cues: expected SubRip (.srt) or WebVTT (.vtt).")
-    texts = [_without_markup(event.plaintext.replace(HELD_BRACE, "{")) for event in events]
-    return [Cue(event.start / 1000, event.end / 1000, text) for event, text in zip(events, texts, strict=True)]
+        raise ValueError(f"Subtitle file {path} cannot be read as SubRip, WebVTT or ASS: {error}.") from error
+    cues = [
+        Cue(event.start / 1000, event.end / 1000, _without_markup(event.plaintext.replace(HELD_BRACE, "{")))
+        for event in events
+        if not event.is_comment and not event.is_drawing
+    ]
+    if not any(cue.text.strip() for cue in cues):  # times alone are not enough: other formats have them too
+        raise ValueError(f"Subtitle file {path} has no cues: expected SubRip (.srt), WebVTT (.vtt) or ASS (.ass).")
+    return cues
+
+
+def _events(text: str) -> list:
+    """What pysubs2 reads of a file's content; typed braces are held back from its search for markup."""
+    text = text.lstrip("\ufeff")
+    if text.lstrip().startswith("[Script Info]"):
+        return pysubs2.SSAFile.from_string(text, format_="ass").events
+    text = re.sub(TYPED_BRACE, HELD_BRACE, text)
+    if text.startswith("WEBVTT"):
+        return pysubs2.SSAFile.from_string(_cues_alone(text), format_="vtt").events
+    # A number in the last line would be the next cue's. Only some tags are markup; others are words in brackets.
+    text = re.sub(SUBRIP_TAGS, "", f"{text}\n\n0\n", flags=re.IGNORECASE)
+    return pysubs2.SSAFile.from_string(text, format_="srt", keep_unknown_html_tags=True).events
 
 
 def _decode(path: Path) -> str:
@@ -183,7 +201,7 @@ def _decode(path: Path) -> str:
 def _cues_alone(text: str) -> str:
     """WebVTT without notes, styles, names of cues and times within words, which pysubs2 would take for others."""
     blocks = ["WEBVTT"]
-    for block in re.split(r"\n{2,}", text.replace("\r\n", "\n").replace("\r", "\n")):
+    for block in re.split(r"\n{2,}", text):
         lines = re.sub(r"<[\d:.]+>", "", block).split("\n")
         timing = next((number for number, line in enumerate(lines) if "-->" in line), None)
         if timing is not None:
@@ -216,7 +234,7 @@ def align_subtitles(
         end, or end before the start.
     """
     words: list[list[str]] = [[] for _ in times]
-    times = _apart(times, end)
+    times = _apart(times, start, end)
     dropped, frame = 0, 0
     for cue in sorted(cues, key=lambda cue: cue.end):
         if cue.start >= end or cue.end <= start:
@@ -228,12 +246,16 @@ def align_subtitles(
     return [" ".join(cue.text for cue in sorted(shown, key=lambda cue: cue[:2])) for shown in words], dropped
 
 
-def _apart(times: Sequence[float], end: float) -> list[float]:
-    """Equal times (of slides, which are sampled more often than they change) spread up to the next one."""
+def _apart(times: Sequence[float], start: float, end: float) -> list[float]:
+    """
+    Equal times (of slides, which are sampled more often than they change) spread up to the next one, within the part
+    that is looked at.
+    """
     numbers = Counter(times)
     distinct, spread = list(numbers), []
     for time, following in zip(distinct, [*distinct[1:], max(end, distinct[-1])], strict=True):
-        spread += [time + (following - time) * place / numbers[time] for place in range(numbers[time])]
+        begin = max(time, start)
+        spread += [begin + (following - begin) * place / numbers[time] for place in range(numbers[time])]
     return spread
 
 

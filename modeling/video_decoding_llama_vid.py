@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -131,7 +131,7 @@ def open_file(
         if keyframes_only:
             indices = keyframes_before(timeline, np.asarray(index.pts)[index.keyframes], indices, name)
 
-        turned = quarter_turns(first) % 2 == 1
+        turned = orientation(first).transposed
         seconds = float(timeline.duration * timeline.time_base)
         metadata = LlamaVidVideoMetadata(
             total_num_frames=len(timeline.pts),
@@ -152,7 +152,7 @@ def open_file(
             frames = wanted_frames(source, name, timeline, index, instants, first, prepare, keyframes_only, threads)
         frames = unchanged(frames, source, name, before)
         if on_error == "keep":
-            frames = before_damage(frames, instants, damage)
+            frames = before_damage(frames, instants, damage, timeline, metadata)
         frames = in_seconds(frames, first_pts, timeline.time_base)
         with closing(frames):
             yield Clip(metadata, frames)
@@ -168,9 +168,16 @@ def in_seconds(
 
 
 def before_damage(
-    frames: Generator[tuple[int, torch.Tensor]], instants: Sequence[int], damage: DamagedVideoError | None
+    frames: Generator[tuple[int, torch.Tensor]],
+    instants: Sequence[int],
+    damage: DamagedVideoError | None,
+    timeline: Timeline,
+    metadata: LlamaVidVideoMetadata,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """What can be read, and then a warning if that is not all, for which `damage` may be a reason that is known."""
+    """
+    What can be read, and then a warning if that is not all, for which `damage` may be a reason that is known. The
+    `duration` of the metadata ends before the first frame that is missing.
+    """
     kept, complete = 0, True
     with closing(frames):
         try:
@@ -185,6 +192,8 @@ def before_damage(
     if damage is not None:
         if not kept:
             raise ValueError(f"{damage.args[0]} No frame from before that was asked for.") from damage
+        if kept < len(instants):
+            metadata.duration = seconds_between(timeline, instants[kept])
         logger.warning(f"{damage.args[0]} {kept} frames from before that are kept.")
 
 
@@ -300,7 +309,7 @@ def read_timeline(
     pts, durations, timed = array("q"), array("q"), True
     index, last_is_cut, damage = PacketIndex(stream), False, None
     packets, ends = 0, {}  # ends: where each stream, sound included, ends, in its own ticks
-    last_dts = None
+    last_dts, between = None, False
     try:
         for packet in container.demux():
             if not packet.size:  # the mark at the end of a stream
@@ -315,6 +324,11 @@ def read_timeline(
             last_is_cut = packet.is_corrupt
             if packet.is_discard:  # outside an MP4's edit list: decoded for others' sake, never shown
                 continue
+            if pts and timed and packet.pts is None and packet.dts is None and not between:
+                between = True  # one alone, as FFmpeg gives the second field of a frame in MPEG-TS
+                durations[-1] += packet.duration or 0
+                continue
+            between = False
             timed = timed and packet.pts is not None and not _starts_again(last_dts, packet, container.format.name)
             last_dts = packet.dts if packet.dts is not None else last_dts
             pts.append(packet.pts or 0)
@@ -342,7 +356,9 @@ def read_timeline(
         promised = (stream.start_time or 0) + (stream.duration or 0)
         complete = packets >= stream.frames or timeline.end + timeline.frame_duration / 2 >= promised
     else:  # MKV: only how long the longest stream lasts; the last frame may well have been a long one
-        missing = Fraction(container.duration or 0, av.time_base) - max(t * s.time_base for s, t in ends.items())
+        # FFmpeg lets a clock that wraps soon begin below zero; the end is the duration only from zero on.
+        promised = Fraction((container.duration or 0) + min(0, container.start_time or 0), av.time_base)
+        missing = promised - max(t * s.time_base for s, t in ends.items())
         complete = missing <= max(MISSING_SECONDS, int(pauses.max(initial=0)) * stream.time_base)
     if damage is None and not complete:
         damage = DamagedVideoError(
@@ -382,7 +398,7 @@ def decode(
     """Decode all frames in the order they are shown: (pts in `timeline`'s ticks, frame). Raises ValueError."""
     stream, last = first_video_stream(container, name), None
     try:
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(decoded(container, stream)):
             pts = frame.pts if timeline.timed else int(timeline.pts[min(number, len(timeline.pts) - 1)])
             if pts is not None:  # one without a time cannot be placed
                 last = pts
@@ -402,6 +418,25 @@ def decode(
             f"{name} is damaged: the last frame that can be decoded is {seconds_between(timeline, last):.2f} s after "
             f"its start, and there should be frames until {seconds_between(timeline, int(timeline.pts[-1])):.2f} s."
         )
+
+
+def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """
+    All frames that FFmpeg decodes. A file that was cut out of a stream may begin with packets that cannot be, as what
+    describes them comes with the first keyframe; an error of any other packet is raised.
+    """
+    lead, seen_keyframe, failed = 0, False, 0
+    for packet in container.demux(stream):
+        seen_keyframe = seen_keyframe or packet.is_keyframe
+        lead += not seen_keyframe
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:  # threads tell of it later, but once for each packet, and in order
+            failed += 1
+            if failed > lead:
+                raise
+            continue
+        yield from frames
 
 
 def frames_on_screen(frames: Iterator[tuple[int, Any]], instants: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -453,13 +488,27 @@ def picture_maker(
         plane = rgb.planes[0]
         rows = torch.frombuffer(plane, dtype=torch.uint8).view(rgb.height, plane.line_size)  # padded
         image = rows[:, : 3 * rgb.width].view(rgb.height, rgb.width, 3).permute(2, 0, 1)
-        turns = quarter_turns(frame)
-        image = torch.rot90(image, turns, dims=(1, 2)) if turns else image  # a turn by nothing would be a slow copy
+        turn = orientation(frame)
+        image = image.transpose(1, 2) if turn.transposed else image
+        flipped = [dim for dim, is_flipped in ((1, turn.upside_down), (2, turn.mirrored)) if is_flipped]
+        image = image.flip(flipped) if flipped else image  # by nothing, it would be a slow copy
         return image if prepare is None else prepare(image)
 
     return make
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Anticlockwise quarter turns from the stored picture to the displayed one (phones film sideways)."""
-    return round(frame.rotation / 90) % 4
+class Orientation(NamedTuple):
+    """From the stored picture to the displayed one: first transposed, then flipped along its displayed axes."""
+
+    transposed: bool = False
+    mirrored: bool = False
+    upside_down: bool = False
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """How a picture is displayed (phones film sideways, and their front cameras mirrored)."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    return Orientation(True, c < 0, b < 0) if abs(b) > abs(a) else Orientation(False, a < 0, d < 0)

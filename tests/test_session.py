@@ -239,13 +239,14 @@ def test_words_come_from_the_text_track_or_the_sound(clip, tmp_path, monkeypatch
     heard = [Cue(1.2, 1.8, "hello there")]
     asked = []
 
-    def transcribe(video, model, *, language, on_error):
-        asked.append((Path(video).read_bytes() == clip.read_bytes(), model, language))
+    def transcribe(video, model, **options):
+        asked.append((Path(video).read_bytes() == clip.read_bytes(), model, options))
         return heard
 
     monkeypatch.setattr(transcription, "transcribe", transcribe)
-    session.open(clip, transcribe="whisper", language="de")
-    assert (session.subtitles, asked) == (heard, [(True, "whisper", "de")])
+    session.open(clip, transcribe="whisper", language="de", end=1.5)
+    options = {"language": "de", "start": None, "end": 1.5, "on_error": "raise"}
+    assert (session.subtitles, asked) == (heard, [(True, "whisper", options)])
     with pytest.raises(ValueError, match="has no text track"):
         session.open(clip, subtitles=clip)
 

@@ -354,6 +354,14 @@ def test_words_are_where_the_sound_is(recognisers, tmp_path, monkeypatch):
     assert [cue.start for cue in cues] == pytest.approx([5.5, 10.5, 35.5], abs=0.03)
     assert [cue.end for cue in cues] == pytest.approx([7.5, 11.5, 37.0], abs=0.03)
 
+    heard, whole = [], transcription.sound
+    monkeypatch.setattr(
+        transcription, "sound", lambda *given: (heard.append(start) or (start, block) for start, block in whole(*given))
+    )
+    part = transcribe(path, recognisers["wav2vec2"], device="cpu", start=9, end=20)
+    assert [(cue.start, cue.end) for cue in part] == [pytest.approx((10, 11), abs=0.03)]
+    assert max(heard) == pytest.approx(20, abs=0.1)
+
 
 def test_windows_are_read_as_they_are_recognised(recognisers):
     read = []

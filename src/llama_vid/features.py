@@ -32,6 +32,7 @@ from llama_vid.modeling.video_features_llama_vid import (
     pixel_settings,
 )
 from llama_vid.modeling.video_frame_files_llama_vid import FrameFiles, is_frame_files
+from llama_vid.modeling.video_processing_llama_vid import LlamaVidVideoChunks
 from llama_vid.modeling.video_sources_llama_vid import local_source
 
 logger = logging.getLogger(__name__)
@@ -289,8 +290,7 @@ class _Extractor:
             try:
                 reading = self.video_processor.open(source, **self.sampling, chunk_size=self.chunk_size)
                 with reading as reader, open(partial, "wb") as file:
-                    metadata["duration"] = repr(reader.metadata.duration)
-                    frames = _write(file, self._encoded(reader.chunks, progress), metadata)
+                    frames = _write(file, self._encoded(reader, metadata, progress), metadata)
                     file.flush()
                     os.fsync(file.fileno())
                 if before != _state(source):
@@ -325,12 +325,17 @@ class _Extractor:
         return not changed
 
     def _encoded(
-        self, chunks: Iterator[tuple[torch.Tensor, torch.Tensor]], progress: tqdm
+        self, reader: LlamaVidVideoChunks, metadata: dict[str, str], progress: tqdm
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-        """(rows as they are stored, their scales, times) of a chunk at a time, on the CPU."""
-        for pixels, times in chunks:
+        """
+        (rows as they are stored, their scales, times) of a chunk at a time, on the CPU. The `duration` of the metadata
+        is what the header promises; in the end, of a damaged file, how far it could be read.
+        """
+        metadata["duration"] = repr(reader.metadata.duration)
+        for pixels, times in reader.chunks:
             yield *self._encode(pixels), times
             progress.update(len(times))
+        metadata["duration"] = repr(reader.metadata.duration)
 
     def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A function of its own, so that the features in full precision are gone when the next chunk is decoded."""

@@ -16,6 +16,7 @@ from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcess
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
 from llama_vid.modeling.subtitles_llama_vid import Clock, Cue, read_subtitles
+from llama_vid.modeling.video_decoding_llama_vid import LlamaVidVideoMetadata
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
 from llama_vid.modeling.video_processing_llama_vid import LlamaVidVideoChunks
 from llama_vid.modeling.video_sources_llama_vid import local_source
@@ -137,6 +138,7 @@ class LlamaVidSession:
             features, clock = self._read_features(video)
             cues = None if subtitles is None else read_subtitles(subtitles)
         else:
+            on_error = sampling.get("on_error", self.processor.video_processor.on_error)
             # Not twice over the network.
             with (
                 local_source(video) if transcribe is not None else nullcontext(video) as source,
@@ -144,7 +146,7 @@ class LlamaVidSession:
                     source, chunk_size=self.model.frames_per_chunk, **sampling
                 ) as reader,  # before the words, which may take hours: what is wrong with the video comes up at once
             ):
-                cues = _words(source, subtitles, transcribe, language, sampling.get("on_error", "raise"))
+                cues = _words(source, subtitles, transcribe, language, reader.metadata, on_error)
                 features, clock = self._encode(reader)
         self.features, self.clock, self.subtitles = features, clock, cues
         self._opening_seconds = time.perf_counter() - start
@@ -274,14 +276,15 @@ def _words(
     subtitles: str | PathLike | list | None,
     transcribe: str | PathLike | None,
     language: str | None,
+    part: LlamaVidVideoMetadata,
     on_error: str,
 ) -> list[Cue] | None:
-    """What is said, by subtitles or by the sound."""
+    """What is said in a part of a video, by subtitles or by the sound."""
     if transcribe is not None:
         from llama_vid.transcription import transcribe as transcribe_sound
 
-        return transcribe_sound(video, transcribe, language=language, on_error=on_error)
-    return None if subtitles is None else read_subtitles(subtitles)
+        return transcribe_sound(video, transcribe, language=language, start=part.start, end=part.end, on_error=on_error)
+    return None if subtitles is None else read_subtitles(subtitles, on_error=on_error)
 
 
 def _text(text: str) -> dict:

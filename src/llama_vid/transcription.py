@@ -51,6 +51,8 @@ def transcribe(
     *,
     language: str | None = None,
     device: str | int | None = None,
+    start: float | None = None,
+    end: float | None = None,
     on_error: str = "raise",
 ) -> list[Cue]:
     """
@@ -64,6 +66,8 @@ def transcribe(
         language (`str`, *optional*): What is spoken (`"de"`, `"german"`), for a multilingual Whisper; it guesses
             otherwise, at each window.
         device (`str` or `int`, *optional*): Where the model runs; on the GPU if there is one.
+        start, end (`float`, *optional*):
+            The part to listen to, in seconds after the first video frame. Times stay those of the whole video.
         on_error (`str`, *optional*, defaults to `"raise"`):
             `"keep"` takes of damaged sound what comes before the damage.
 
@@ -82,8 +86,9 @@ def transcribe(
         zero = first_frame_seconds(source, name)
         recogniser, options = load_recogniser(model, language, device)
         rate = recogniser.feature_extractor.sampling_rate
-        blocks = sound(container, stream, name, rate, zero, on_error)
+        blocks = within(sound(container, stream, name, rate, zero, on_error), rate, start, end)
         seconds = (stream.duration or 0) * stream.time_base or Fraction(container.duration or 0, av.time_base)
+        seconds = seconds if end is None else min(seconds, end)
         with tqdm(total=round(seconds) or None, unit="s", desc="Transcribing") as progress:
             heard = audible(cut(blocks, rate), rate, progress)
             return read_subtitles(recognise(recogniser, options, heard))
@@ -169,6 +174,17 @@ def decode(
         logger.warning("%s What comes before is heard.", damage)
     if last is None:
         raise ValueError(f"{name} holds no sound that can be decoded: it is damaged or cut off.")
+
+
+def within(
+    blocks: Iterable[tuple[float, np.ndarray]], rate: int, start: float | None, end: float | None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The blocks of a part of a video; what comes behind it is not even decoded."""
+    for begin, samples in blocks:
+        if end is not None and begin >= end:
+            return
+        if start is None or begin + len(samples) / rate > start:
+            yield begin, samples
 
 
 # Windows.

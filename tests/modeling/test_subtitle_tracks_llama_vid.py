@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import av
 import pytest
+from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
 from small_videos import pictures
 
@@ -59,7 +60,7 @@ def write_film(path, *texts, codec: str = "subrip", start: int = 2000, b_frames:
         for _, language, title, default in texts:
             stream = container.add_stream(codec) if encode else container.add_mux_stream(codec)
             stream.time_base = MILLISECOND
-            stream.disposition = av.stream.Disposition.default if default else av.stream.Disposition(0)
+            stream.disposition = default if isinstance(default, Disposition) else Disposition(int(default))
             stream.metadata.update({"language": language, "title": title})
             if encode:
                 stream.codec_context.subtitle_header = ASS_HEADER
@@ -142,6 +143,13 @@ def test_which_track_is_read(tmp_path, caplog, defaults, text, said):
     assert f"film.mkv has 3 text tracks: reading one ({said}), leaving 2" in caplog.text
 
 
+def test_forced_tracks_have_few_words(tmp_path):
+    full = ([(0, 1000, "full")], "eng", "Full", False)
+    forced = ([(0, 1000, "forced")], "eng", "Forced", Disposition.default | Disposition.forced)
+    assert read_subtitles(write_film(tmp_path / "film.mkv", full, forced)) == [Cue(0.0, 1.0, "full")]
+    assert read_subtitles(write_film(tmp_path / "film.mkv", forced)) == [Cue(0.0, 1.0, "forced")]
+
+
 def test_one_track_is_not_announced(tmp_path, caplog):
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
@@ -173,6 +181,15 @@ def test_damaged_text(tmp_path):
     film = write_film(tmp_path / "film.mkv", (cues, "eng", "", True), encode=False)
     with pytest.raises(ValueError, match=r"The text track of .*film\.mkv is damaged.* FFmpeg says"):
         read_subtitles(film)
+
+
+def test_words_before_damage_can_be_kept(tmp_path, caplog, monkeypatch):
+    cues = [(0, 500, b"hello"), (1000, 1500, "caf\u00e9".encode("latin-1"))]
+    film = write_film(tmp_path / "film.mkv", (cues, "eng", "", True), encode=False)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert read_subtitles(film, on_error="keep") == [Cue(0.0, 0.5, "hello")]
+    assert "The text track of" in caplog.text
+    assert "The words before that are kept" in caplog.text
 
 
 def test_reading_stops_where_there_are_too_many(tmp_path, monkeypatch):

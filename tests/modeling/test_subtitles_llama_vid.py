@@ -131,6 +131,31 @@ def test_words_that_look_like_the_files_own(tmp_path, name):
     assert [cue.text for cue in found] == expected
 
 
+def test_words_in_angle_brackets_are_no_markup(tmp_path):
+    said = '{\\an8}<<Bonjour>> dit-il <rires> a <b and c> d <I>it</I> <font color="#ff0000">red</font> 1 < 2 x</b>'
+    found = read_subtitles(write(tmp_path, "film.srt", f"1\n00:00:01,000 --> 00:00:02,000\n{said}\n"))
+    assert [cue.text for cue in found] == ["<<Bonjour>> dit-il <rires> a d it red 1 < 2 x"]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+@pytest.mark.parametrize("content", [SRT, VTT])
+def test_line_ends(tmp_path, content, end):
+    assert read_subtitles(write(tmp_path, "film.srt", content.replace("\n", end))) == read_subtitles(
+        write(tmp_path, "other.srt", content)
+    )
+
+
+def test_ass(tmp_path):
+    lines = ["Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\i1}Hello{\\i0}\\Nthere, {a note}you"]
+    lines += ["Comment: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,not shown"]
+    lines += ["Dialogue: 0,0:00:05.00,0:00:06.00,Default,,0,0,0,,{\\p1}m 0 0 l 1 1"]
+    content = (
+        "[Script Info]\nScriptType: v4.00+\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, "
+    )
+    content += "MarginV, Effect, Text\n" + "\n".join(lines) + "\n"
+    assert read_subtitles(write(tmp_path, "film.ass", content)) == [Cue(1.0, 2.5, "Hello there, you")]
+
+
 def test_lists_are_sorted_and_mended():
     cues = [(5, 4, "ends  before\nit starts"), (1, 2, " b "), (0.5, 9, "a"), (3, 3, "   ")]
     assert read_subtitles(cues) == [Cue(0.5, 9.0, "a"), Cue(1.0, 2.0, "b"), Cue(5.0, 5.0, "ends before it starts")]
@@ -139,8 +164,9 @@ def test_lists_are_sorted_and_mended():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no cues|cannot be read as SubRip or WebVTT"),
-        ("Just some words.", "has no cues|cannot be read as SubRip or WebVTT"),
+        ("", "has no cues|cannot be read as SubRip, WebVTT or ASS"),
+        ("Just some words.", "has no cues|cannot be read as SubRip, WebVTT or ASS"),
+        ('<p begin="00:00:01.000" end="00:00:02.000">Words of TTML</p>', "has no cues"),
     ],
 )
 def test_files_that_are_no_subtitles(tmp_path, content, message):
@@ -213,6 +239,9 @@ def test_words_of_a_slide_stand_where_they_are_said():
     times = [0.0] * 10 + [10.0] * 10
     words, dropped = align_subtitles([Cue(1, 2, "one"), Cue(8, 9, "two"), Cue(14, 15, "three")], times, end=20.0)
     assert ({i: word for i, word in enumerate(words) if word}, dropped) == ({1: "one", 8: "two", 14: "three"}, 0)
+    # Of the second part, the still picture stands for that part only.
+    words, dropped = align_subtitles([Cue(10, 11, "one"), Cue(18, 19, "two")], [0.0] * 10, end=20.0, start=10.0)
+    assert ({i: word for i, word in enumerate(words) if word}, dropped) == ({0: "one", 8: "two"}, 0)
 
 
 def test_control_tokens_are_taken_apart():

@@ -11,9 +11,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from small_videos import decode_everything, on_screen_at, pictures, read
+from small_interlaced import write_fields
+from small_videos import decode_everything, encode, on_screen_at, pictures, read
 
 from llama_vid.data.clips import write_clip
+from llama_vid.modeling.subtitle_tracks_llama_vid import first_frame_seconds
 from llama_vid.modeling.video_decoding_llama_vid import frames_on_screen, open_file
 from llama_vid.modeling.video_sampling_llama_vid import Timeline, choose_frames
 
@@ -312,6 +314,43 @@ def test_a_stream_that_begins_between_keyframes_starts_at_its_first_decodable_fr
     assert_same_frames(images, [decoded[index] for index in expected])
 
 
+def test_a_stream_that_says_what_it_is_only_later(tmp_path):
+    """FFmpeg looks for the size of pictures in the first seconds; here it comes with the keyframe after ten."""
+    whole = encode(tmp_path / "whole.ts", pictures(120), rate=5, g=50, bf=0, sc_threshold=0, keyint_min=50)
+    content = whole.read_bytes()
+    path = tmp_path / "tail.ts"
+    path.write_bytes(content[188 * (len(content) // 188 // 20) :])
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.width == 0
+    _, expected, _ = decode_everything(whole)
+
+    images, times, metadata = read(path)
+
+    assert times == pytest.approx(range(14))
+    assert metadata.duration == pytest.approx(14)
+    assert_same_frames(images, expected[50::5])
+    assert float(first_frame_seconds(str(path), "tail")) == pytest.approx(first_seconds(whole) + 10)
+
+
+def first_seconds(path: Path) -> float:
+    pts, _, time_base = decode_everything(path)
+    return float(pts[0] * time_base)
+
+
+def test_two_fields_under_one_timestamp(tmp_path):
+    path = write_fields(tmp_path / "broadcast.ts", 100)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert [packet.pts is None for packet in packets] == [False, True] * 100
+    _, expected, _ = decode_everything(path)
+
+    images, times, metadata = read(path)
+
+    assert times == [0, 1, 2, 3]
+    assert (metadata.total_num_frames, metadata.duration) == (100, 4)
+    assert_same_frames(images, expected[::25])
+
+
 def patched(path: Path, box: bytes, offset: int, content: bytes) -> Path:
     """Overwrite what stands `offset` bytes behind the name of an MP4's box."""
     data = bytearray(path.read_bytes())
@@ -335,6 +374,27 @@ def test_rotation_flag_is_applied(tmp_path, matrix, clockwise):
 
     assert_same_frames(images, [np.rot90(picture, -clockwise) for picture in decoded[::5]])
     assert (metadata.width, metadata.height) == ((64, 48) if clockwise == 2 else (48, 64))
+
+
+MIRRORS = {
+    (-1, 0, 0, 1): lambda picture: picture[:, ::-1],
+    (1, 0, 0, -1): lambda picture: picture[::-1],
+    (0, 1, 1, 0): lambda picture: picture.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda picture: picture[::-1, ::-1].transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", MIRRORS)
+def test_mirrored_videos(tmp_path, matrix):
+    path = write_clip(tmp_path / "clip.mp4", pictures(30))
+    _, decoded, _ = decode_everything(path)
+    a, b, c, d = (65536 * value for value in matrix)
+    patched(path, b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
+
+    images, _, metadata = read(path, fps=5)
+
+    assert_same_frames(images, [MIRRORS[matrix](picture) for picture in decoded[::5]])
+    assert (metadata.width, metadata.height) == ((64, 48) if matrix[0] else (48, 64))
 
 
 def test_frames_outside_an_edit_list_are_not_shown(tmp_path):

@@ -338,6 +338,33 @@ def test_a_demuxer_that_fails(tmp_path, monkeypatch, caplog):
     assert "12 frames from before that are kept" in caplog.text
 
 
+def test_what_is_kept_ends_where_it_could_not_be_read(tmp_path):
+    """So that words from after the damage do not pile up behind the last frame."""
+    path = with_a_packet_of_zeros(encode(tmp_path / "film.mkv", pictures(500), g=20, bf=2), 100)
+    with open_file(path, {"fps": 1}, on_error="keep") as clip:
+        assert clip.metadata.duration == 20  # as announced
+        frames = list(clip.frames)
+    assert clip.metadata.duration == len(frames)
+    assert 3 <= len(frames) <= 4
+
+
+def test_a_clock_that_begins_again_soon(tmp_path):
+    """MPEG-TS counts to 2 ** 33; FFmpeg lets what comes shortly before that begin below zero."""
+    path = tmp_path / "film.ts"
+    with av.open(str(path), "w", options={"mpegts_copyts": "1"}) as container:
+        stream = container.add_stream("libx264", rate=5, options={"g": "10", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 90000)
+        for number, picture in enumerate(pictures(100)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (1 << 33) - 900000 + 18000 * number, Fraction(1, 90000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.start_time < 0
+    assert read(path)[1] == pytest.approx(range(20))
+
+
 @pytest.mark.parametrize("damage", ["cut", "zeros"])
 def test_the_processor_keeps_what_it_says(tmp_path, caplog, damage):
     whole = write_clip(tmp_path / "film.mp4", pictures(200), gop_size=20, b_frames=2)
