@@ -210,6 +210,19 @@ class LlamaVidConfig(PreTrainedConfig):
         if self.use_context_token:
             self._check_text_decoder()
 
+    def check_vocabulary(self):
+        """
+        Check, for a model with this language model, that both placeholders have a row in its embedding.
+
+        Raises:
+            ValueError: naming the ids and the number of rows.
+        """
+        if max(self.image_token_id, self.video_token_id) >= self.text_config.vocab_size:
+            raise ValueError(
+                f"`image_token_id={self.image_token_id}` and `video_token_id={self.video_token_id}` must be below the "
+                f"language model's `vocab_size={self.text_config.vocab_size}`: both have a row in its embedding."
+            )
+
     def _check_grid(self, name: str, grid_size: int | None):
         side = self.patch_grid_side
         if grid_size is None:

@@ -84,6 +84,7 @@ class LlamaVidModel(LlamaVidVisualModel):
 
     def __init__(self, config: LlamaVidConfig):
         config.check()  # overrides of `from_pretrained` come after the configuration's own
+        config.check_vocabulary()
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -113,7 +114,8 @@ class LlamaVidModel(LlamaVidVisualModel):
             lambda: (
                 f"{kind.capitalize()} features and {kind} tokens do not match, tokens: {int(num_placeholders)}, "
                 f"features: {num_tokens} ({tokens.shape[0]} of {tokens.shape[1]} tokens each). The processor expands "
-                f"each `<{kind}>` of the text to its visual's tokens; a truncated or edited prompt no longer fits."
+                f"each `<{kind}>` of the text to its visual's tokens; a truncated or edited prompt no longer fits. "
+                "With a cache of tokens that have been read, pass only the visuals of those that have not."
             ),
         )
         mask = mask.unsqueeze(-1).to(inputs_embeds.device)
@@ -239,12 +241,13 @@ class LlamaVidModel(LlamaVidVisualModel):
             video_features,
         )
         cache = past_key_values if cache is None else cache
-        is_prompt = cache is None or (inputs_embeds.shape[1] > 1 and cache.get_seq_length() == 0)
-        if is_prompt and input_ids is not None:
+        length = inputs_embeds.shape[1]
+        if input_ids is not None and (cache is None or length > 1):  # a single one is an answer's
             self._check_visuals_given(input_ids, images, videos)
-        if is_prompt and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # Real tokens count from 0 whatever the padding side, for language models with absolute positions too.
-            position_ids = _positions(attention_mask)
+            is_whole = attention_mask.shape[1] == length + (0 if cache is None else cache.get_seq_length())
+            position_ids = _positions(attention_mask)[:, -length:] if is_whole else None
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -485,12 +488,16 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
     ) -> dict:
         """The visual inputs go along until a cache has seen them."""
         visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
+        cache = kwargs.get(CACHE_NAME)
+        num_read = _num_read(cache, input_ids, kwargs)
+        if is_first_iteration and "next_sequence_length" in kwargs and 0 < num_read < input_ids.shape[1]:
+            # Assisted decoding does not say that of the prompt only the rest is to be read.
+            kwargs["next_sequence_length"] = kwargs["next_sequence_length"] or input_ids.shape[1] - num_read
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not visual:
             return inputs
-        cache = kwargs.get(CACHE_NAME)
         # An assistant of assisted decoding reads the prompt in what is not called its first iteration.
         if is_first_iteration or cache is None or cache.get_seq_length() == 0:
             inputs.update(visual)
@@ -520,11 +527,13 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         """Repeat the samples for beams: their text, indices and instructions, never pixels or features."""
         visual = {key: kwargs.pop(key) for key in _VISUAL_INPUTS if kwargs.get(key) is not None}
         if expand_size > 1:
-            visual.update(self._expand_placeholders("image", visual, expand_size, input_ids, kwargs))
-            visual.update(self._expand_placeholders("video", visual, expand_size, input_ids, kwargs))
             cache = kwargs.get(CACHE_NAME)
+            new_ids = input_ids[:, _num_read(cache, input_ids, kwargs) :]
+            visual.update(self._expand_placeholders("image", visual, expand_size, new_ids, kwargs))
+            visual.update(self._expand_placeholders("video", visual, expand_size, new_ids, kwargs))
             if cache is not None and cache.get_seq_length() > 0:  # of `prefill`
-                cache.batch_repeat_interleave(expand_size)
+                # Caches with linear layers cannot repeat samples, but reorder them.
+                cache.reorder_cache(torch.arange(len(input_ids), device=self.device).repeat_interleave(expand_size))
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
@@ -558,6 +567,13 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
         return expanded
 
 
+def _num_read(cache: Cache | None, input_ids: torch.Tensor, kwargs: dict) -> int:
+    """How many of the first tokens a cache holds; none where mask or positions tell that the others are left out."""
+    of_all = [kwargs[name] for name in ("attention_mask", "position_ids") if kwargs.get(name) is not None]
+    are_new = any(per_token.shape[-1] > input_ids.shape[1] for per_token in of_all)
+    return 0 if cache is None or are_new else cache.get_seq_length()
+
+
 def _rope_depends_on_length(text_config: PreTrainedConfig) -> bool:
     """Whether frequencies of the rotary embedding are other ones in longer prompts."""
     rope = getattr(text_config, "rope_parameters", None) or {}
@@ -570,17 +586,9 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 _VISUAL_INPUTS = (
-    "pixel_values",
-    "image_indices",
-    "pixel_values_videos",
-    "video_num_frames",
-    "video_indices",
-    "qformer_input_ids",
-    "qformer_attention_mask",
-    "qformer_input_ids_videos",
-    "qformer_attention_mask_videos",
-    "image_features",
-    "video_features",
+    *("pixel_values", "image_indices", "pixel_values_videos", "video_num_frames", "video_indices"),
+    *("qformer_input_ids", "qformer_attention_mask", "qformer_input_ids_videos", "qformer_attention_mask_videos"),
+    *("image_features", "video_features"),
 )
 
 

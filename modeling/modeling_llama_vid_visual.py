@@ -464,8 +464,10 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
         uses_cls: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens (chunk, tokens, H) and the weights of patches (chunk, N)."""
-        # Kept features may have another type.
+        # Kept features may have another type, and lie on the CPU: they follow a chunk at a time (or hooks move them).
         visual = _at_least_one(features[frames.to(features.device)].to(self.vision_tower.dtype))  # (chunk, rows, C)
+        device = next(self.multi_modal_projector.parameters()).device if ids is None else ids.device
+        visual = visual if device.type == "meta" else visual.to(device)
         patches = visual[:, -(self.config.patch_grid_side**2) :]  # (chunk, N, C), CLS dropped
         parts, weights = [], None
         if self.config.use_context_token:
@@ -473,8 +475,6 @@ class LlamaVidVisualModel(LlamaVidPreTrainedModel):
             mask = torch.ones_like(ids) if mask is None else _at_least_one(mask)
             order = mask.argsort(dim=1, descending=True, stable=True)  # pipelines pad on the prompts' side
             ids, mask = ids.gather(1, order), mask.gather(1, order)
-            # Kept features may lie on the CPU: they follow the instructions a chunk at a time.
-            visual, patches = visual.to(ids.device), patches.to(ids.device)
             text_query, query_mask = self._text_query(ids, mask, visual if uses_cls else patches)
             context, weights = self.context_attention(text_query, patches, query_mask)
             parts.append(context)

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 import transformers
 from packaging.version import Version
 from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedConfig
-from transformers.image_utils import make_flat_list_of_images
+from transformers.image_utils import load_image, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import logging
 from transformers.video_utils import is_valid_video_frame
@@ -181,7 +182,7 @@ class LlamaVidProcessor(ProcessorMixin):
                 `(num_frames, rows, vision_hidden_size)`, or a file that `llama-vid features` wrote; or `None` where the
                 next one of `videos` stands.
             subtitles (`list`, *optional*):
-                For each video placeholder a SubRip or WebVTT file, a list of `(start, end, text)` in seconds, or
+                For each video placeholder a SubRip, WebVTT or ASS file, a list of `(start, end, text)` in seconds, or
                 `None`; a single one where there is one video. Each cue is written behind the last sampled frame that is
                 shown before it ends.
             video_times (`list[Sequence[float]]`, *optional*):
@@ -340,14 +341,9 @@ class LlamaVidProcessor(ProcessorMixin):
         if isinstance(images, str | Path):
             source = str(images)
             if source not in loaded:
-                try:
-                    loaded[source] = self.image_processor.fetch_images(source)
-                except Exception as error:  # networks, decoders and damaged files raise of every kind
-                    raise ValueError(
-                        f"Image {source[:200]!r} cannot be read: check that it exists and is an image file."
-                    ) from error
+                loaded[source] = _load_image(source)
             return loaded[source]
-        return images
+        return _of_eight_bits(images, "An image") if isinstance(images, PIL.Image.Image) else images
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """
@@ -547,6 +543,23 @@ def _distinct(keys: list) -> tuple[list[int], list[int]]:
 def _unless_in_order(name: str, indices: list[int]) -> dict[str, list[int]]:
     """Indices that say more than the model's default, which still holds when pipelines join samples to a batch."""
     return {} if indices == list(range(len(indices))) else {name: indices}
+
+
+def _load_image(source: str) -> PIL.Image.Image:
+    """A file or URL as PIL reads it, upright, in RGB: image processors read other formats in other versions."""
+    name = f"Image {source[:200]!r}"
+    try:
+        image = PIL.Image.open(source) if os.path.isfile(source) else load_image(source)
+        image.load()
+    except Exception as error:  # networks, decoders and damaged files raise of every kind
+        raise ValueError(f"{name} cannot be read: check that it exists and is an image file.") from error
+    return load_image(_of_eight_bits(image, name))
+
+
+def _of_eight_bits(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    if image.mode.startswith(("I", "F")):  # PIL would clip its values to black and white
+        raise ValueError(f"{name} is a picture of mode {image.mode}, not of 8 bits a channel. Convert it to RGB.")
+    return image
 
 
 def _is_list(item) -> bool:

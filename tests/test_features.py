@@ -268,9 +268,9 @@ def test_killed_and_run_again_equals_an_uninterrupted_run(clips, tmp_path):
     killed = run_script(
         "import os, signal\n"
         "encoded = _Extractor._encoded\n"
-        "def deadly(self, chunks, progress):\n"
-        "    for number, chunk in enumerate(encoded(self, chunks, progress)):\n"
-        "        if number == 2 and 'b' in progress.desc:\n"
+        "def deadly(self, *given):\n"
+        "    for number, chunk in enumerate(encoded(self, *given)):\n"
+        "        if number == 2 and 'b' in given[-1].desc:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield chunk\n"
         "_Extractor._encoded = deadly\n"

@@ -110,7 +110,7 @@ class LlamaVidSession:
                 Whatever [`LlamaVidVideoProcessor.open`] takes, or a `.safetensors` file of features that
                 `llama-vid features` wrote with this encoder and this processor.
             subtitles (`str`, `PathLike` or `list`, *optional*):
-                A SubRip or WebVTT file, a video file with a text track (such as the film itself), or a list of
+                A SubRip, WebVTT or ASS file, a video file with a text track (such as the film itself), or a list of
                 `(start, end, text)` in seconds.
             transcribe (`str` or `PathLike`, *optional*):
                 Instead of `subtitles`, a speech recogniser that hears what is said (see `llama_vid.transcription`).

@@ -100,6 +100,8 @@ def test_overrides_at_loading_are_checked(tmp_path):
         LlamaVidForConditionalGeneration.from_pretrained(tmp_path, video_grid_size=3)
     with pytest.raises(ValueError, match="`vision_feature_layer` must lie between"):
         LlamaVidForConditionalGeneration.from_pretrained(tmp_path, vision_feature_layer=-9)
+    with pytest.raises(ValueError, match=r"`video_token_id=5000` must be below the language model's `vocab_size=\d+`"):
+        LlamaVidForConditionalGeneration.from_pretrained(tmp_path, video_token_id=5000)
 
 
 def test_scores_of_routers(model):

@@ -298,41 +298,6 @@ def test_static_cache_and_compiled_decoding_give_the_same_tokens(model):
     assert torch.stack(tokens, dim=1).tolist() == expected
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 4096])
-def test_prefill_in_chunks_gives_the_same_tokens(model, chunk_size):
-    batch = collate(mixed_samples(model), "left")
-    expected = generate(model, batch, do_sample=False)
-    cache = model.prefill(**batch, chunk_size=chunk_size)
-    assert cache.get_seq_length() == batch["input_ids"].shape[1] - 1
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    assert generate(model, text, do_sample=False, **{CACHE_NAME: cache}) == expected
-
-
-@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
-def test_prefill_where_frequencies_depend_on_the_length(rope_type):
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "original_max_position_embeddings": 8, "factor": 4.0}
-    half = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
-    if rope_type == "longrope":
-        rope |= {"short_factor": [1.0] * half, "long_factor": [1.0 + number for number in range(half)]}
-    model = small_model(text_config={**TEXT, "max_position_embeddings": 8, "rope_parameters": rope})
-    batch = collate(mixed_samples(model), "left")
-    mask = batch["attention_mask"]
-    with torch.no_grad():
-        expected = model(**batch).logits[:, -1]
-        cache = model.prefill(**batch, chunk_size=4)
-        last = {"input_ids": batch["input_ids"][:, -1:], "position_ids": mask.sum(-1, keepdim=True) - 1}
-        found = model(**last, attention_mask=mask, **{CACHE_NAME: cache}).logits[:, -1]
-    assert_same(found, expected)
-
-
-def test_beams_after_prefill(model):
-    batch = collate(mixed_samples(model), "left")
-    options = {"do_sample": False, "num_beams": 3, "num_return_sequences": 2}
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    expected = generate(model, batch, **options)
-    assert generate(model, text, **options, **{CACHE_NAME: model.prefill(**batch)}) == expected
-
-
 def test_instructions_may_be_padded_on_either_side(model):
     batch = collate(mixed_samples(model))
     names = ["qformer_input_ids_videos", "qformer_attention_mask_videos"]
