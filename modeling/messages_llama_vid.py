@@ -71,7 +71,8 @@ def normalize_messages(messages) -> list[dict]:
     New messages (transformers rewrites them in place), without the `None` entries that data sets fill in.
 
     Raises:
-        ValueError: for a message that is no dictionary, or a part that is neither text nor image nor video.
+        ValueError: for a message that is no dictionary, or a part that is neither text nor image nor video, or an
+            `image_url` without one.
     """
     normalized = []
     for message in messages:
@@ -90,8 +91,11 @@ def normalize_messages(messages) -> list[dict]:
 def _normalize_part(part: dict) -> dict:
     part = {key: value for key, value in part.items() if value is not None}
     if part.get("type") == "image_url":  # OpenAI's form
-        url = part["image_url"]
-        part = {"type": "image", "url": url["url"] if isinstance(url, dict) else url}
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if not isinstance(url, str):
+            raise ValueError(f"A part of type image_url has no address as `image_url`, but {url!r:.100}.")
+        part = {"type": "image", "url": url}
     if part.get("type") not in ("text", "image", "video"):
         raise ValueError(f"Unknown content type {part.get('type')!r} in a message: use text, image or video.")
     return part

@@ -79,6 +79,10 @@ def _activations(model: LlamaVidForConditionalGeneration, trained: list[str], se
     language = tokens * (
         2 * text.hidden_size * text.num_hidden_layers + 26 * text.hidden_size + 12 * text.intermediate_size
     )
+    if settings.get("use_peft") and settings["lora_dropout"]:
+        # Of what goes into each adapter of that layer a copy without what dropout takes, and a mask of what it takes.
+        layer = model.model.language_model.layers[0]
+        language += tokens * 3 * sum(part.in_features for part in layer.modules() if isinstance(part, nn.Linear))
     # One's own messages may have videos too.
     has_video = any(data.get("format") in (None, "webvid", "video_chatgpt") for data in settings["train_datasets"])
     # As many as fit, in stage 1 one.

@@ -231,12 +231,20 @@ def test_creating_leaves_the_random_state_alone(create):
     assert torch.equal(torch.rand(2), expected)
 
 
-@pytest.mark.parametrize("name", ["clip_vision", "siglip_vision"])
+def positions(tower: torch.nn.Module) -> torch.Tensor:
+    """Of each patch, with that of CLS in front: (rows, C)."""
+    embedding = tower.embeddings.position_embedding
+    return embedding[0] if isinstance(embedding, torch.nn.Parameter) else embedding.weight
+
+
+@pytest.mark.parametrize("name", ["clip_vision", "siglip_vision", "eva", "instructblip"])
 def test_another_image_size_resizes_the_positions(parts, create, name):
     size = 84
     _, model = create(vision_tower=name, config_overrides={**NEW, "vision_config": {"image_size": size}})
-    found = model.model.vision_tower.embeddings.position_embedding.weight
-    original = AutoModel.from_pretrained(parts / name).embeddings.position_embedding.weight
+    found = positions(model.model.vision_tower)
+    kind = InstructBlipVisionModel if name == "eva" else AutoModel
+    original = kind.from_pretrained(parts / name)
+    original = positions(original.vision_model if name == "instructblip" else original)
     cls = len(original) - 16
     grid = original[cls:].T.reshape(1, 40, 4, 4)
     grid = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)

@@ -18,12 +18,17 @@ KINDS = ("colour", "count", "direction", "order", "said")
 
 
 def main() -> int:
-    """Ask; 1 if an answer was wrong."""
+    """Ask; 1 if an answer was wrong, or the clip has none for a kind of question."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, default=Path("demo/clip.mp4"))
     parser.add_argument("--seed", type=int, default=3, help="other clips")
     arguments = parser.parse_args()
     scene = make_scene(f"demo {arguments.seed}", seconds=12, num_shapes=3, subtitles=True)
+    asked = [question for question in questions(scene, Random(arguments.seed)) if question.kind in KINDS]
+    if len(asked) != len(KINDS):
+        missing = ", ".join(sorted(set(KINDS) - {question.kind for question in asked}))
+        print(f"The clip of --seed {arguments.seed} has no question of the kind {missing}: choose another.")
+        return 1
     arguments.clip.parent.mkdir(parents=True, exist_ok=True)
     write_scene(scene, arguments.clip, fps=25)
     print(f"{arguments.clip}: {caption(scene)}")
@@ -31,16 +36,14 @@ def main() -> int:
     session = LlamaVidSession.from_pretrained()
     session.open(arguments.clip, subtitles=[(line.start, line.end, line.text) for line in scene.lines])
     wrong, seconds = 0, 0.0
-    for question in questions(scene, Random(arguments.seed)):
-        if question.kind not in KINDS:
-            continue
+    for question in asked:
         session.reset()
         answer = session.ask(question.text)
         is_right = normalize_answer(answer.text) == question.answer
         wrong, seconds = wrong + (not is_right), seconds + answer.seconds
         print(f"  {question.text} {answer.text}" + ("" if is_right else f"  (wrong: {question.answer})"))
     print(
-        f"{len(KINDS) - wrong} of {len(KINDS)} right. A frame cost {answer.tokens_per_frame} tokens: the prompts, of "
+        f"{len(asked) - wrong} of {len(asked)} right. A frame cost {answer.tokens_per_frame} tokens: the prompts, of "
         f"{answer.num_frames} frames, had about {answer.prompt_length}, and all answers took {seconds:.1f} s."
     )
     return int(wrong > 0)

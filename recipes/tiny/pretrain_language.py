@@ -58,6 +58,11 @@ def tell(number: int, seed: int, longest: int) -> list[dict[str, str]]:
     return _chat(told, random.sample(asked, len(asked)))
 
 
+def make_chats(number: int, seed: int, longest: int) -> Dataset:
+    """So many of them, in memory: a cache would not know when [`tell`] has changed."""
+    return Dataset.from_list([{"messages": tell(i, seed, longest)} for i in range(number)])
+
+
 def transcript(random: Random) -> tuple[str, list[Question]]:
     """One to five lines about different foods, some with a picture between them, and which food is named when."""
     foods = random.sample(FOODS, random.randint(1, 5))
@@ -140,11 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = llm_tokenizer(corpus(2000), VOCABULARY)
     tokenizer.chat_template = CHAT_TEMPLATES["vicuna_v1"]
-    numbers = range(arguments.chats)
-    chats = Dataset.from_generator(
-        lambda: ({"messages": tell(number, arguments.seed, arguments.longest)} for number in numbers),
-        fingerprint=f"tiny-language-{arguments.chats}-{arguments.longest}-{arguments.seed}",
-    )
+    chats = make_chats(arguments.chats, arguments.seed, arguments.longest)
 
     set_seed(arguments.seed)
     width = arguments.hidden_size

@@ -144,6 +144,7 @@ def test_no_key_of_a_part_names_files_elsewhere():
         ({"messages": [{"role": "user", "content": ["a"]}]}, "turn 0 is"),
         ({"messages": [user("a"), {"content": "b"}]}, "turn 1 is"),
         ({"messages": [user({"type": "audio"}), assistant("b")]}, "Unknown content type 'audio'"),
+        ({"messages": [user({"type": "image_url"}), assistant("b")]}, "A part of type image_url has no address"),
         ({"messages": [user({"type": "text"}), assistant("b")]}, "a part of type text of the user's has no `text`"),
         ({"messages": [user("a"), assistant("b", A)]}, "the assistant's turn has a visual: only the user's"),
         ({"messages": [user(A, "a"), assistant("b")], "images": ["b.jpg"]}, "0 `<image>` placeholders for 1 images"),

@@ -157,7 +157,12 @@ def test_a_batch_is_its_samples(processor, clip, picture):
             assert torch.equal(single[name][0], whole[name][row, :length])
         number = int((single["labels"] != IGNORED).sum())
         alone, tokens = alone + model(**single, use_cache=False).loss * number, tokens + number
-    torch.testing.assert_close(loss, alone / tokens, atol=1e-5, rtol=1e-5)
+    alone = alone / tokens
+    torch.testing.assert_close(loss, alone, atol=1e-5, rtol=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found, expected = (torch.autograd.grad(value, trained, materialize_grads=True) for value in (loss, alone))
+    assert any(gradient.any() for gradient in expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_features_and_files_in_a_batch(processor, clip, picture, tmp_path):
@@ -280,6 +285,14 @@ def test_pictures_that_break_in_any_way_are_bad_samples(processor, picture, tmp_
         assert not collator.is_good({"messages": [user({"type": "image", "path": source}, "What?"), assistant("No.")]})
 
 
+def test_halves_of_characters_are_bad_samples(processor, clip):
+    """The tokenizer would end the training."""
+    cues = {"type": "video", "path": clip, "subtitles": [(0, 0.5, "hello \ud83d")]}
+    for question in (user("Is there \ud83d any?"), user(cues, "Is there any?"), {"role": "user", "content": "\ud83d"}):
+        with pytest.raises(BadSampleError, match="The sample id=5: half of a character"):
+            LlamaVidDataCollator(processor)([{"id": 5, "messages": [question, assistant("No.")]}])
+
+
 def test_chats_that_a_template_refuses_are_bad_samples(processor):
     template = "{% for message in messages if message['role'] == 'system' %}{{ raise_exception('No system text.') }}"
     template += "{% endfor %}" + CHAT_TEMPLATES["chatml"]
@@ -297,10 +310,19 @@ def test_a_batch_without_a_good_sample_moves_nothing(processor):
     assert batch["input_ids"].shape == (1, 1)
     assert batch["labels"].tolist() == [[IGNORED]]
     model = LlamaVidForConditionalGeneration.from_pretrained(UNTRAINED).train()
-    model(**batch, use_cache=False).logits.sum().backward()
-    model.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(True)  # which no text reaches
-    model(**batch, use_cache=False).logits.sum().backward()
+    projector = list(model.model.multi_modal_projector.parameters())  # which no text reaches
+    for trained in (list(model.parameters()), projector):
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        # A mean over nothing, and sums over the labels of all accumulated batches, as trainers have them.
+        for labels in (None, 0, 3):
+            loss = model(**batch, use_cache=False, num_items_in_batch=labels).loss
+            assert loss == 0 if labels else loss.isnan()
+            loss.backward()
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        assert gradients
+        assert not any(gradient.any() for gradient in gradients)  # NaN is not false
 
 
 def test_too_many_bad_samples_end_the_training(processor):

@@ -223,6 +223,7 @@ def test_messages_in_json_and_json_lines(write, tmp_path):
         ("llava", {"conversations": chat("a", "b", "c")}, "the assistant must have the last word"),
         ("llava", {"conversations": [human("a"), {"from": "gpt"}]}, "turn 1 has no text as `value`, but None"),
         ("llava", {"conversations": [{"from": "bot", "value": "a"}]}, "turn 0 is from 'bot': use human, gpt or system"),
+        ("llava", {"conversations": [{"from": ["human"], "value": "a"}]}, r"turn 0 is from \['human'\]"),
         ("llava", {"conversations": ["a"]}, "turn 0 is from None"),
         ("llava", {"conversations": chat("<image>", "b")}, "1 `<image>` placeholders for 0 images"),
         ("llava", {"image": ["a", "b"], "conversations": chat("<image>", "b")}, "1 `<image>` placeholders for 2"),
@@ -277,6 +278,8 @@ def test_bad_records_may_be_skipped(write, caplog):
     assert f"Skipped 7 of 150 records, of which the last is {path}, record 149 (id 149)" in caplog.text
     with pytest.raises(BadSampleError, match=r"7 of 150 samples were skipped, more than max_skipped_share=0\.04"):
         list(read_records(path, "llava", on_bad_sample="skip", max_skipped_share=0.04))
+    with pytest.raises(BadSampleError, match=r"1 of 10 samples were skipped, more than max_skipped_share=0\.05"):
+        list(read_records(write(rows[:10]), "llava", on_bad_sample="skip"))  # few are counted, too
 
 
 @pytest.mark.parametrize(

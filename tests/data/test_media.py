@@ -1,5 +1,7 @@
 """Names in data sets: which files they mean, and which they must not."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,36 @@ def test_parts_of_messages():
     assert media.part("video", {"path": "a.mp4", "bytes": None}) == {"type": "video", "path": "data/a.mp4"}
     assert media.part("video", {"path": "a.mp4", "bytes": b"film"}) == {"type": "video", "video": b"film"}
     assert media.part("image", b"picture") == {"type": "image", "image": b"picture"}
+
+
+def test_files_within_archives_are_read(tmp_path):
+    """By the names of `datasets`, in its columns only; the archive is a file like others."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x/a.jpg", b"picture")
+    name = f"zip://x/a.jpg::{tmp_path}/a.zip"
+    media = Media(tmp_path)
+    assert media.part("image", {"path": name, "bytes": None}) == {"type": "image", "image": b"picture"}
+    assert media.part("image", {"path": name, "bytes": b"other"}) == {"type": "image", "image": b"other"}
+    assert media.part("image", name)["path"].startswith(f"{tmp_path}/zip:")
+    with pytest.raises(ValueError, match=r"a\.zip' is absolute, but files lie in the root media: pass no root"):
+        Media(root="media").part("image", {"path": name})
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        media.part("image", {"path": "zip://x/a.jpg::../a.zip"})
+    for lost in (name.replace("x/a", "x/b"), f"{name}.zip"):
+        with pytest.raises(ValueError, match=r"'zip://x/.* cannot be read \(.*\): repair it or leave the record out"):
+            media.part("image", {"path": lost})
+
+
+def test_files_of_streamed_hub_repositories_are_read(monkeypatch):
+    monkeypatch.setattr("fsspec.open", lambda name, mode: io.BytesIO(name.encode()))
+    for name in ("hf://datasets/a/b@main/c.jpg", "zip://c.jpg::hf://datasets/a/b@main/c.zip"):
+        assert Media().part("image", {"path": name}) == {"type": "image", "image": name.encode()}
+
+
+def test_other_protocols_are_none(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    for name in (f"file://{tmp_path}/secret", f"zip://a::filecache::file://{tmp_path}/secret"):
+        assert Media(tmp_path).part("image", {"path": name})["path"].startswith(f"{tmp_path}/")
 
 
 def test_features_take_the_place_of_videos():

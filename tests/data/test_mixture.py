@@ -1,6 +1,7 @@
 """Mixtures: how often which record comes, data sets of every kind in one, and what is said of bad ones."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -210,6 +211,38 @@ def test_images_of_parquet_files(tmp_path, streaming):
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
 
 
+def write_folder(folder: Path, name: str, content: bytes) -> None:
+    """A folder of one file, with the metadata that `datasets` takes."""
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "prompt": "Who?", "completion": "He."}))
+
+
+# A file that nothing can decode stays what it is, too.
+FILES = {"image": ("a.jpg", b"no picture"), "video": ("a.mp4", b"no film")}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_folders_are_not_decoded(tmp_path, kind, streaming):
+    name, content = FILES[kind]
+    write_folder(tmp_path / "train", name, content)
+    [row] = load_mixture([{"path": str(tmp_path)}], seed=0, streaming=streaming)
+    assert row["attachments"] == []
+    assert to_messages(row) == [user({"type": kind, "path": f"{tmp_path}/train/{name}"}, "Who?"), assistant("He.")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_archives_are_stored(tmp_path, kind, streaming):
+    name, content = FILES[kind]
+    write_folder(tmp_path / "train", name, content)
+    shutil.make_archive(tmp_path / "zipped" / "train", "zip", tmp_path / "train")
+    [row] = load_mixture([{"path": str(tmp_path / "zipped")}], seed=0, streaming=streaming)
+    assert row["attachments"] == [content]
+    assert json.loads(row["messages"])[0] == user({"type": kind, "attachment": 0}, "Who?")
+
+
 def test_images_inside_of_messages(tmp_path):
     picture(1).save(tmp_path / "cat.png")
     content = (tmp_path / "cat.png").read_bytes()
@@ -280,18 +313,38 @@ def test_bad_records_say_where_they_are(tmp_path, streaming):
         config = {"path": str(tmp_path / name)}
         with pytest.raises(ValueError, match=rf"{name}, record 1: 1 `<image>` placeholders for 0 images"):
             list(load_mixture([config], seed=0, streaming=streaming))
-        rest = load_mixture([config], seed=0, streaming=streaming, on_bad_sample="skip")
+        rest = load_mixture([config], seed=0, streaming=streaming, on_bad_sample="skip", max_skipped_share=0.5)
         assert [row["source"] for row in rest] == [f"{tmp_path / name}, record 0"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_cannot_be_stored(tmp_path, streaming):
+    """Half of a character is its record's error; a length that is no number is none."""
+    chat = {"prompt": "a", "completion": "b"}
+    rows = [{**chat, "length": float("nan")}, {**chat, "length": 1e30}, {**chat, "prompt": "a \ud83d"}]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, {**chat, "kind": "\ud83d"}]))
+    datasets.Dataset.from_list(rows[:2]).to_parquet(tmp_path / "b.parquet")
+    for name in ("a.json", "b.parquet"):
+        config = {"path": str(tmp_path / name)}
+        skip = {"on_bad_sample": "skip", "max_skipped_share": 0.5}
+        mixture = list(load_mixture([config], seed=0, streaming=streaming, **skip))
+        assert sorted(row["source"] for row in mixture) == [f"{tmp_path / name}, record {i}" for i in range(2)]
+        assert [row["length"] for row in mixture] == [None, None]
+    with pytest.raises(ValueError, match=r"a\.json, record 2: half of a character stands behind .*a ' \('\\ud83d'"):
+        list(load_mixture([{"path": str(tmp_path / "a.json")}], seed=0, streaming=streaming))
+
+
 @pytest.mark.parametrize("name", ["a.json", "b.parquet"])
-def test_too_many_bad_records(tmp_path, name):
-    rows = [{"prompt": "<image>" if i < 10 else "a", "completion": "b"} for i in range(100)]
+@pytest.mark.parametrize("number", [10, 100])
+def test_too_many_bad_records(tmp_path, number, name):
+    bad = number // 10
+    rows = [{"prompt": "<image>" if i < bad else "a", "completion": "b"} for i in range(number)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
     load = partial(load_mixture, [{"path": str(tmp_path / name)}], seed=0, on_bad_sample="skip")
-    assert len(load(max_skipped_share=0.1)) == 90
-    with pytest.raises(BadSampleError, match=r"10 of 100 samples were skipped, more than max_skipped_share=0\.05"):
+    assert len(load(max_skipped_share=0.1)) == number - bad
+    too_many = rf"{bad} of {number} samples were skipped, more than max_skipped_share=0\.05"
+    with pytest.raises(BadSampleError, match=too_many):
         load()
 
 

@@ -69,6 +69,22 @@ def test_damaged_attachments():
         to_messages(row)
 
 
+@pytest.mark.parametrize("length", [float("nan"), float("inf"), 2**63, "12", None])
+def test_lengths_that_are_none(length):
+    assert make_record("here", list, {"length": length})["length"] is None
+
+
+def test_halves_of_characters_are_the_records_error():
+    whole, half = "q \U0001f600", "q \ud83d"
+    cues = {"type": "video", "path": "a.mp4", "subtitles": [[0, 1, half]]}
+    for content in (half, cues, {"type": "image", "path": half}):
+        record = make_record("here", lambda content=content: [user(content, "Who?"), assistant("He.")], {})
+        with pytest.raises(ValueError, match=r"^here: half of a character stands behind '.*q ' \('\\ud83d', of an"):
+            list(good_records([record]))
+    good = make_record("here", lambda: [user({"type": "image", "image": b"\xff"}, whole), assistant("He.")], {})
+    assert list(good_records([good])) == [good]
+
+
 def test_errors_begin_with_the_record():
     record = make_record("data.json, record 3", lambda: int("x"), {})
     with pytest.raises(ValueError, match=r"^data\.json, record 3: invalid literal"):

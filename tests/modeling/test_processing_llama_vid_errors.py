@@ -134,6 +134,9 @@ def test_files_that_are_no_images(processor, tmp_path):
             "A message is a SimpleNamespace: pass dict",
         ),
         ([SimpleNamespace(role="user", content="one")], "A message is a SimpleNamespace: pass"),
+        ([user({"type": "image_url"})], "A part of type image_url has no address as `image_url`, but None"),
+        ([user({"type": "image_url", "image_url": {"detail": "low"}})], "image_url has no address as .*, but None"),
+        ([user({"type": "image_url", "image_url": ["a.jpg"]})], r"no address as `image_url`, but \['a.jpg'\]"),
         ([user({"text": "one"})], "Unknown content type None in a message"),
         (
             [user({**video(), "features": FEATURES}, "one")],

@@ -1,6 +1,7 @@
 """
 What each process of test_distributed.py runs: `llama-vid train` with a recipe, in chunks of two frames, so that short
-clips have several. It makes sure of the engine, and writes what it saw: `distributed_worker.py ENGINE RECIPE RESULTS`.
+clips have several. It makes sure of the engine, and writes what it saw, or that too many samples were bad:
+`distributed_worker.py ENGINE RECIPE RESULTS`.
 """
 
 import json
@@ -12,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
+from llama_vid.data.collator import BadSampleError
 from llama_vid.training import sft
 from llama_vid.training.trainer import LlamaVidTrainer
 
@@ -78,11 +80,15 @@ def main(engine: str, recipe: str, results: str) -> None:
         # Accelerate shards where it finds accelerators only. On a CPU each process would train for itself.
         PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
     sft.build_trainer = build
-    trainer = sft.train(["--config", recipe])
-    check(trainer, engine)
-    found = {"passes": passes[0], "log": trainer.state.log_history}
-    Path(f"{results}-{trainer.accelerator.process_index}.json").write_text(json.dumps(found))
-    trainer.accelerator.wait_for_everyone()  # or one would hang up while another still saves
+    try:
+        trainer = sft.train(["--config", recipe])
+        check(trainer, engine)
+        found = {"passes": passes[0], "log": trainer.state.log_history}
+    except BadSampleError as error:
+        found = {"error": str(error)}
+    state = PartialState()
+    Path(f"{results}-{state.process_index}.json").write_text(json.dumps(found))
+    state.wait_for_everyone()  # or one would hang up while another still saves
     torch.distributed.destroy_process_group()
 
 

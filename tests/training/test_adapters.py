@@ -87,6 +87,15 @@ def test_what_is_in_an_adapter(work):
     assert config["base_model_name_or_path"] == str(work / "base")
 
 
+def test_an_adapter_is_not_trained_on(work, data, tmp_path):
+    for changes in ({}, {"use_peft": True}):
+        path = recipe(tmp_path, data, 2, model_name_or_path=str(work / "run"), **changes)
+        with pytest.raises(
+            ValueError, match=r"run is an adapter, .*: merge it first, with merge_adapter\.py of recipes"
+        ):
+            train(["--config", path])
+
+
 def test_without_this_package(work):
     result = subprocess.run([sys.executable, "-c", ELSEWHERE, str(work)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

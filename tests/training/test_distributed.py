@@ -190,6 +190,19 @@ def test_adapters_in_two_processes(engine, settings, alone, tmp_path):
     assert_same_training(results, tmp_path, alone(**changes), "adapter_model.safetensors")
 
 
+def test_skipped_samples_are_those_of_all_processes(settings, tmp_path):
+    """Those of the second here, by which the training ends in both."""
+    (tmp_path / "chats.json").write_text(json.dumps([sample(""), sample("lost.png")] * 2))
+    datasets = [{"path": str(tmp_path / "chats.json"), "format": "llava", "root": str(tmp_path)}]
+    changes = {"train_datasets": datasets, "eval_datasets": [], "eval_strategy": "no", "max_steps": 2}
+    changes |= {"on_bad_sample": "skip", "max_skipped_share": 0.4, "per_device_train_batch_size": 1}
+    results = launch("ddp", settings(tmp_path, **changes, **ON_CPU["ddp"]), tmp_path)
+    too_many = "2 of 4 samples were skipped, more than max_skipped_share=0.4"
+    assert [found["error"].partition(":")[0] for found in results] == [too_many] * 2
+    assert (tmp_path / "log.txt").read_text().count("2 of 4 samples were skipped") == 1
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 # In one process.
 
 BERT = {"model_type": "bert", **QFORMER, "num_hidden_layers": 2}

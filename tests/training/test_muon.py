@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_models import small_model
+from transformers import get_scheduler
 from trl import SFTConfig
 
 from llama_vid.training.arguments import check_muon
@@ -69,6 +70,31 @@ def test_schedulers_move_both_rates_also_after_loading(model):
     torch.optim.lr_scheduler.LambdaLR(second, lambda step: 0.5)
     rates = {group["lr"] for part in second.parts.values() for group in part.param_groups}
     assert rates == {0.005}
+
+
+def test_schedulers_of_transformers(model):
+    """Some read the rate in `defaults`."""
+    optimizer = optimizer_of(model)
+    scheduler = get_scheduler("polynomial", optimizer, num_warmup_steps=0, num_training_steps=2)
+    give_gradients(model, 0)
+    optimizer.step()
+    scheduler.step()
+    [rate] = {group["lr"] for part in optimizer.parts.values() for group in part.param_groups}
+    assert rate == pytest.approx(0.005, rel=1e-3)
+
+
+def test_loading_keeps_the_order_of_groups(model):
+    """A scheduler has a rate for each, by its place."""
+
+    def places(optimizer):
+        return [id(group["params"][0]) for group in optimizer.param_groups]
+
+    groups = parameter_groups(model, {"qformer": 0.02}, 0.01, weight_decay=0.1, use_muon=True)
+    groups.sort(key=lambda group: group["use_muon"])
+    first, second = (MuonWithAdamW([dict(group) for group in groups], **OPTIONS) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    assert places(second) == places(first)
+    assert [group["lr"] for group in second.param_groups] == [group["lr"] for group in groups]
 
 
 def test_a_loaded_state_goes_on_as_if_nothing_had_happened():

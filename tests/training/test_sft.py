@@ -11,7 +11,7 @@ from datasets import IterableDataset
 from PIL import Image
 from safetensors.torch import load_file
 from small_checkpoint import UNTRAINED
-from small_recipes import llava, recipe, turns, weights
+from small_recipes import assert_equal_weights, llava, recipe, turns, weights
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
@@ -21,13 +21,15 @@ from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.session import ask
 from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.sft import train
+from llama_vid.training.stages import trainable_table
 from llama_vid.training.trained_modules import load_trained_modules
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stage):
+def test_a_stage_trains_its_modules_and_leaves_a_checkpoint(data, tmp_path, stage, capsys):
     trainer = train(["--config", recipe(tmp_path, data, stage)])
     assert trainer.state.global_step == 4
+    assert trainable_table(trainer.model) in capsys.readouterr().out
     before, after = load_file(f"{UNTRAINED}/model.safetensors"), weights(tmp_path / "run")
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed
@@ -106,6 +108,20 @@ def test_bad_samples_are_skipped_and_counted(data, tmp_path, caplog):
     changes["train_datasets"] = llava(data)
     with pytest.raises(ValueError, match="`eval_datasets` has no good record among 1"):
         train(["--config", recipe(tmp_path, data, 2, **changes)])
+
+
+def test_a_training_of_skipped_samples_alone(data, tmp_path):
+    """Too few to end it before its end, but nothing is saved; where all may be skipped, nothing has moved."""
+    lost = {"image": "missing.png", "conversations": turns("<image>\nWhat?", "No.")}
+    (tmp_path / "chats.json").write_text(json.dumps([lost]))
+    changes = {"train_datasets": [{**llava(data)[0], "path": str(tmp_path / "chats.json")}], "on_bad_sample": "skip"}
+    with pytest.raises(BadSampleError, match=r"4 of 4 samples were skipped, more than max_skipped_share=0\.05"):
+        train(["--config", recipe(tmp_path, data, 2, **changes)])
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+    trainer = train(["--config", recipe(tmp_path, data, 2, max_skipped_share=1.0, **changes)])
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0.0] * 4
+    assert_equal_weights(weights(tmp_path / "run"), load_file(f"{UNTRAINED}/model.safetensors"))
 
 
 def test_evaluations_by_loss_and_by_answers(data, tmp_path):
@@ -187,8 +203,26 @@ def test_the_end_of_an_answer_goes_with_the_template(data, tmp_path):
     train(["--config", recipe(tmp_path / "modules", data, 2, save_only_trained=True, **changes)])
     model = load_trained_modules(tmp_path / "modules" / "run")
     assert model.generation_config.eos_token_id == after.eos_token_id
-    with pytest.raises(ValueError, match=r"Answers end with '<s>' in `chat_template`, .* not know as an end"):
+    with pytest.raises(ValueError, match=r"Answers end with '<s>' by `chat_template`, .* not know as an end"):
         train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, **changes)])
+
+
+def test_the_end_of_an_answer_may_be_another_token(data, tmp_path):
+    tokenizer = AutoProcessor.from_pretrained(UNTRAINED).tokenizer
+    before = GenerationConfig.from_pretrained(UNTRAINED).eos_token_id
+    word = next(word for word in tokenizer.get_vocab() if word.isalpha())  # need not be a special token
+    train(["--config", recipe(tmp_path, data, 2, eos_token=word, max_steps=1)])
+    ends = GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id
+    assert ends == [before, tokenizer.convert_tokens_to_ids(word)]
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]
+    assert AutoProcessor.from_pretrained(tmp_path / "run").apply_chat_template(chat).endswith(f"He.{word}")
+    for end, message in (
+        (word, f"Answers end with '{word}' by `eos_token`, .* not know"),
+        ("no-token", "not found in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, eos_token=end)])
+    train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, eos_token="</s>", max_steps=1)])
 
 
 def test_experts_are_trained_and_loaded(data, tmp_path):

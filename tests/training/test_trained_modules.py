@@ -126,10 +126,10 @@ def test_the_best_checkpoint_is_loaded_at_the_end(data, tmp_path):
 def test_whole_models_and_trained_modules_do_not_share_a_folder(data, tmp_path):
     path = recipe(tmp_path, data, 1, max_steps=1)
     train(["--config", path, "--save_only_trained", "true"])
-    with pytest.raises(ValueError, match="holds trained modules alone, and would hold a whole model or an adapter"):
+    with pytest.raises(ValueError, match="holds trained modules alone, and would hold a whole model besides"):
         train(["--config", path])
     (tmp_path / "run" / "trained_modules.json").rename(tmp_path / "run" / "model.safetensors")
-    with pytest.raises(ValueError, match="holds a whole model, and would hold trained modules beside it"):
+    with pytest.raises(ValueError, match="holds a whole model, and would hold trained modules alone besides"):
         train(["--config", path, "--save_only_trained", "true"])
 
 

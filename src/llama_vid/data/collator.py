@@ -13,7 +13,7 @@ import transformers
 from packaging.version import Version
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llama_vid.data.records import BadSampleError, check_skipped_share, to_messages
+from llama_vid.data.records import BadSampleError, check_characters, check_skipped_share, to_messages
 from llama_vid.modeling import LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import find_chat_template
 from llama_vid.modeling.messages_llama_vid import normalize_messages
@@ -22,6 +22,9 @@ from llama_vid.modeling.video_features_llama_vid import VideoFeatures
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
+
+# A share of bad samples says little before so many have been seen.
+SEEN_BEFORE_CAP = 100
 
 # Fields by which people find a sample.
 NAMES = ("id", "source", "video", "image")
@@ -39,7 +42,9 @@ class LlamaVidDataCollator:
     newline (paper, training settings).
 
     A sample that is longer than `max_length` or whose files cannot be read is an error, or is left out, counted and
-    logged; it is never cut and never replaced. A batch in which nothing is left holds one token without a label.
+    logged; it is never cut and never replaced. A batch in which nothing is left holds one token without a label, from
+    which nothing is learned: its gradients are zero. TRL's loss of it is zero, too; in a loop of one's own it is NaN, a
+    mean of nothing as with any model of transformers: leave it out where losses are averaged.
 
     Args:
         processor (`LlamaVidProcessor`): The model's processor.
@@ -47,7 +52,8 @@ class LlamaVidDataCollator:
         max_length (`int`, *optional*): Tokens that a sample may have, visual ones included.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `"raise"` or `"skip"`.
         max_skipped_share (`float`, *optional*, defaults to 0.05):
-            With `on_bad_sample="skip"`, the share of skipped samples, after the first hundred, that ends the training.
+            With `on_bad_sample="skip"`, more skipped samples than this share are an error, here after the first
+            hundred; at the end of a training [`SkippedSamplesCallback`] looks, however few they were.
         pad_to_multiple_of (`int`, *optional*): Lengths of batches are multiples of it.
         encoder (`str`, *optional*):
             The `encoder_fingerprint` of the model's vision tower; features of another one are bad samples then.
@@ -116,7 +122,8 @@ class LlamaVidDataCollator:
         """The examples that can be trained on. Raises BadSampleError if too many were left out so far."""
         good = [example for example in examples if self.is_good(example)]
         self._counts[1] += len(examples) - len(good)
-        check_skipped_share(self.num_skipped, self.num_seen, self.max_skipped_share)
+        if self.num_seen >= SEEN_BEFORE_CAP:
+            check_skipped_share(self.num_skipped, self.num_seen, self.max_skipped_share)
         return good
 
     def _batch(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
@@ -134,6 +141,7 @@ class LlamaVidDataCollator:
         (options if since_5_23 else texts)["return_text_replacement_offsets"] = True
         try:
             conversations = [normalize_messages(to_messages(example)) for example in examples]
+            check_characters(conversations)
             self._check_features(conversations)
             batch = self.processor.apply_chat_template(
                 conversations,

@@ -57,7 +57,7 @@ def read_records(
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):
             `"skip"` leaves out records whose chat or names make no sense, and logs each.
         max_skipped_share (`float`, *optional*, defaults to 0.05):
-            Of a hundred records and more, the share of them that is too much.
+            The share of them that may be; more are an error when all were read.
 
     Returns:
         `Iterator[dict]` of `messages` and `source`.
@@ -213,8 +213,8 @@ def _llava_turns(record: dict) -> list[tuple[str, str]]:
     turns = []
     for i, turn in enumerate(conversation):
         speaker, words = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if speaker not in _ROLES:
-            raise ValueError(f"turn {i} is from {speaker!r}: use human, gpt or system.")
+        if not isinstance(speaker, str) or speaker not in _ROLES:
+            raise ValueError(f"turn {i} is from {speaker!r:.100}: use human, gpt or system.")
         if not isinstance(words, str):
             raise ValueError(f"turn {i} has no text as `value`, but {words!r:.100}.")
         turns.append((_ROLES[speaker], words))

@@ -19,8 +19,9 @@ ENDING = re.compile(r"\.([A-Za-z][A-Za-z0-9]{1,3}|3gp)$")
 class Media:
     """
     Where a data set's files lie. Data sets are other people's: a relative name must not leave its folder by `..`, and
-    an absolute one is taken only where no root is given for it. http(s) URLs stay as they are. Nothing is opened here;
-    whether the files exist is for the collator to find out, or for [`check_media`].
+    an absolute one is taken only where no root is given for it. http(s) URLs stay as they are. Nothing is opened here
+    but what only `datasets` can name, files within archives or on the Hub; whether others exist is for the collator to
+    find out, or for [`check_media`].
 
     Args:
         folder (`Path`, *optional*): The data file's folder, for relative names where there is no root.
@@ -70,13 +71,31 @@ class Media:
                 "path"}`, where the content counts if there is any.
 
         Raises:
-            ValueError: as [`~Media.path`].
+            ValueError: as [`~Media.path`]; a file within an archive or on the Hub that cannot be read.
         """
         if isinstance(value, dict):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+            value = self._stored(value.get("bytes"), value.get("path"))
         if isinstance(value, bytes):
             return {"type": kind, kind: value}
         return {"type": "image", "path": self.path(value)} if kind == "image" else self.video(value)
+
+    def _stored(self, content: bytes | None, name: str | None) -> bytes | str | None:
+        """What `datasets` stores: the content, read now where the name means nothing to others, or the name."""
+        if content is None and isinstance(name, str) and _is_inner(name):
+            return self._read(name)
+        return name if content is None else content
+
+    def _read(self, name: str) -> bytes:
+        import fsspec
+
+        *members, file = name.split("::")
+        if not file.startswith("hf://"):
+            file = self.path(file)
+        try:
+            with fsspec.open("::".join([*members, file]), "rb") as opened:
+                return opened.read()
+        except Exception as error:  # damaged archives raise of every kind
+            raise ValueError(f"{name!r} cannot be read ({error}): repair it or leave the record out.") from error
 
     def video(self, name: str) -> dict[str, Any]:
         """A video by its name: as features if there is a folder of them, or the name is that of such a file."""
@@ -141,3 +160,12 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
 def is_url(name: str) -> bool:
     """Whether it is an address on the network, or a picture itself (`data:`), and no file."""
     return re.match(r"https?://|data:image/", name, re.IGNORECASE) is not None
+
+
+def _is_inner(name: str) -> bool:
+    """
+    Whether `datasets` means a file within an archive, `zip://a.jpg::/data/train.zip`, or on the Hub. Other protocols of
+    `fsspec` are not for names in data sets.
+    """
+    *members, file = name.split("::")
+    return all(member.startswith("zip://") for member in members) and (bool(members) or file.startswith("hf://"))

@@ -103,8 +103,8 @@ def load_mixture(
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):
             `"skip"` leaves out records whose chat or names make no sense, and logs each.
         max_skipped_share (`float`, *optional*, defaults to 0.05):
-            The share of them in a data set of a hundred records and more that is too much; a stream under a Hub id has
-            no end at which it would be found.
+            The share of them in a data set that may be; more are an error when all of it was read. A stream under a Hub
+            id has no end at which that would be found.
 
     Returns:
         `Dataset`, one data set after another (the trainer shuffles); or `IterableDataset`, drawn by the weights until
@@ -188,7 +188,10 @@ def _load_source(
         dataset = load_dataset(**source, streaming=streaming)
     except ValueError as error:  # an unknown name or split, or one without records
         raise ValueError(f"The data set {config.path} cannot be loaded: {error}") from error
-    dataset = dataset.with_format("arrow")  # images as they are stored, not decoded
+    # Images as they are stored, not decoded: for a stream of a folder the format is not enough.
+    if streaming and dataset.features:
+        dataset = dataset.decode(False)
+    dataset = dataset.with_format("arrow")
     if next(iter(dataset), None) is None:
         raise _empty(config)
     if config.max_samples is not None:

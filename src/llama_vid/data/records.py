@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A share of bad samples says little before so many have been seen.
-SEEN_BEFORE_CAP = 100
-
 
 class BadSampleError(ValueError):
     """A sample that cannot be trained on; the message names it, and says why."""
@@ -29,20 +26,38 @@ class BadSampleError(ValueError):
 def make_record(source: str, read: Callable[[], list[dict]], given: Mapping[str, Any]) -> dict[str, Any]:
     """
     A record of the messages that `read` returns. Of what was `given`, it takes the `kind` of the question where that is
-    a text, and the `length` where that is a number. A `ValueError` of `read` is its `error`, for [`good_records`].
+    a text, and the `length` where that is a number. A `ValueError` of `read`, or for a text that cannot be stored, is
+    its `error`, for [`good_records`].
     """
     kind, length = given.get("kind"), given.get("length")
     record = {
         "messages": [],
         "source": source,
         "kind": kind if isinstance(kind, str) else None,
-        "length": round(length) if isinstance(length, int | float) else None,
+        # What the column holds; NaN is below nothing.
+        "length": round(length) if isinstance(length, int | float) and abs(length) < 2**63 else None,
     }
     try:
         record["messages"] = read()
+        check_characters(record)
     except ValueError as error:
         record["error"] = error
     return record
+
+
+def check_characters(value: Any) -> None:
+    """
+    Raises ValueError for half of a character in one of the texts: JSON can write it (`"\\ud83d"`, where an emoji was
+    cut in two), but neither files nor tokenizers take it.
+    """
+    texts = json.dumps(value, ensure_ascii=False, default=lambda content: None)
+    try:
+        texts.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"half of a character stands behind {texts[max(0, error.start - 20) : error.start]!r} "
+            f"({texts[error.start]!r}, of an emoji that was cut in two): repair the text or leave the record out."
+        ) from error
 
 
 def good_records(
@@ -55,7 +70,7 @@ def good_records(
         records (`Iterable[dict]`): All of them.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):
             What happens to the others: `"raise"`, or `"skip"`, which logs each, and how many they were.
-        max_skipped_share (`float`, *optional*, defaults to 1.0): How many of them are too many, in the end.
+        max_skipped_share (`float`, *optional*, defaults to 1.0): The share of them that may be, in the end.
 
     Raises:
         ValueError: for the first bad record, with its source in front.
@@ -77,8 +92,8 @@ def good_records(
 
 
 def check_skipped_share(skipped: int, seen: int, max_skipped_share: float) -> None:
-    """Raises BadSampleError if so many, of a hundred samples or more, are too many."""
-    if seen >= SEEN_BEFORE_CAP and skipped > max_skipped_share * seen:
+    """Raises BadSampleError if so many are too many."""
+    if skipped > max_skipped_share * seen:
         raise BadSampleError(
             f"{skipped} of {seen} samples were skipped, more than max_skipped_share={max_skipped_share}: the log above "
             "says why. Repair the data, or raise the share."

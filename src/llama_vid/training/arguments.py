@@ -1,5 +1,7 @@
 """What a training script is told beside TRL's `SFTConfig` and `ModelConfig`."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,13 @@ from llama_vid.training.trained_modules import DESCRIPTION, is_among_bases
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
+
+# What a training leaves, and the files that a folder has of it.
+RESULTS = {
+    "a whole model": "model*.safetensors",
+    "an adapter": "adapter_config.json",
+    "trained modules alone": DESCRIPTION,
+}
 
 
 @dataclass
@@ -26,7 +35,8 @@ class LlamaVidScriptArguments:
         train_datasets (`list[DatasetConfig]`): What to train on, see [`DatasetConfig`]; in YAML a list of mappings.
         eval_datasets (`list[DatasetConfig]`, *optional*): What to evaluate on.
         train_modules (`list[str]`, *optional*): What trains, instead of the stage's modules (see `STAGE_MODULES`).
-        module_learning_rates (`dict[str, float]`, *optional*): Learning rates of single modules.
+        module_learning_rates (`dict[str, float]` or `str`, *optional*):
+            Learning rates of single modules; on the command line as JSON.
         use_muon (`bool`, *optional*, defaults to `False`):
             Train the matrices of linear layers by Muon ([`torch.optim.Muon`]), which small models learn faster by than
             by AdamW; the rest by AdamW. For DDP or one process.
@@ -52,15 +62,16 @@ class LlamaVidScriptArguments:
             all weights. A next stage takes such a folder as its `model_name_or_path`.
 
     Raises:
-        ValueError: no training data, or a number of answers below 0.
+        ValueError: no training data, or no list of them, rates that are no numbers, or a number of answers below 0.
     """
 
     stage: int = field(metadata={"help": "1, 2 or 3."})
     train_datasets: list[DatasetConfig] = field(default_factory=list, metadata={"help": "In YAML, a list of mappings."})
     eval_datasets: list[DatasetConfig] = field(default_factory=list, metadata={"help": "In YAML, a list of mappings."})
     train_modules: list[str] | None = field(default=None, metadata={"help": "What trains, instead of the stage's."})
-    module_learning_rates: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Learning rates of single modules; in YAML, a mapping."}
+    # Typed as `SFTConfig` types its mappings, so that the parser passes on what is written on the command line.
+    module_learning_rates: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Learning rates of single modules; in YAML, a mapping, here JSON."}
     )
     use_muon: bool = field(default=False, metadata={"help": "Muon for the matrices, AdamW for the rest."})
     context_length: int | None = field(default=None, metadata={"help": "Stretch the context to so many tokens."})
@@ -77,11 +88,36 @@ class LlamaVidScriptArguments:
             raise ValueError("`train_datasets` is empty: name at least one, with `path` and `format`.")
         if self.eval_answers < 0:
             raise ValueError(f"`eval_answers` must be at least 0, got {self.eval_answers}.")
-        self.train_datasets, self.eval_datasets = (
-            [given if isinstance(given, DatasetConfig) else DatasetConfig.from_mapping(given) for given in datasets]
-            for datasets in (self.train_datasets, self.eval_datasets)
+        self.train_datasets = read_datasets("train_datasets", self.train_datasets)
+        self.eval_datasets = read_datasets("eval_datasets", self.eval_datasets)
+        self.module_learning_rates = read_learning_rates(self.module_learning_rates)
+        if isinstance(self.train_modules, str):
+            self.train_modules = [self.train_modules]
+
+
+def read_datasets(name: str, given: Any) -> list[DatasetConfig]:
+    """The data sets of a recipe; none under an empty key. Raises ValueError if they are no list of mappings."""
+    given = [] if given is None else given
+    is_list = isinstance(given, Sequence) and all(isinstance(one, DatasetConfig | Mapping) for one in given)
+    if not is_list:
+        raise ValueError(
+            f"`{name}` must be a list with an entry `- path: …` for each data set, its other keys below that, got "
+            f"{given!r}."
         )
-        self.module_learning_rates = {name: float(rate) for name, rate in self.module_learning_rates.items()}
+    return [one if isinstance(one, DatasetConfig) else DatasetConfig.from_mapping(one) for one in given]
+
+
+def read_learning_rates(given: Any) -> dict[str, float]:
+    """A mapping, or one as JSON; none under an empty key. Raises ValueError if it is neither, or has no numbers."""
+    try:
+        rates = json.loads(given) if isinstance(given, str) else given
+        # Also of text: to YAML, 1e-3 without a point is one.
+        return {name: float(rate) for name, rate in dict(rates or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`module_learning_rates` must be numbers by module, on the command line as JSON such as "
+            f"'{{\"multi_modal_projector\": 1e-3}}', got {given!r}: {error}."
+        ) from error
 
 
 def check_arguments(
@@ -100,27 +136,31 @@ def check_arguments(
         raise ValueError("`streaming` is true, and streams have no length: set `max_steps`.")
     if script_args.use_muon:
         check_muon(training_args)
-    if not script_args.save_only_trained:
-        if (output / DESCRIPTION).exists():
-            raise ValueError(
-                f"{output} holds trained modules alone, and would hold a whole model or an adapter beside them: choose "
-                "another `output_dir`, or set `save_only_trained` to true."
-            )
-    elif model_args.use_peft:
+    if script_args.save_only_trained and model_args.use_peft:
         raise ValueError(
             "`save_only_trained` and `use_peft` are both true, but an adapter holds nothing else than what was "
             "trained: set `save_only_trained` to false."
         )
-    elif any(output.glob("model*.safetensors")):
-        raise ValueError(
-            f"{output} holds a whole model, and would hold trained modules beside it: choose another `output_dir`, or "
-            "set `save_only_trained` to false."
-        )
-    elif is_among_bases(output, model_args.model_name_or_path):
+    check_result(output, script_args, model_args)
+    if script_args.save_only_trained and is_among_bases(output, model_args.model_name_or_path):
         raise ValueError(
             f"{output} is what is trained on, and would hold modules that stand on themselves: choose another "
             "`output_dir`, or set `save_only_trained` to false."
         )
+
+
+def check_result(output: Path, script_args: LlamaVidScriptArguments, model_args: "ModelConfig") -> None:
+    """Raises ValueError for a folder with a result of another kind: the two would be loaded as one model."""
+    if script_args.save_only_trained:
+        result = "trained modules alone"
+    else:
+        result = "an adapter" if model_args.use_peft else "a whole model"
+    for other, files in RESULTS.items():
+        if other != result and any(output.glob(files)):
+            raise ValueError(
+                f"{output} holds {other}, and would hold {result} besides, and both would be loaded as one: choose "
+                "another `output_dir`, or set `use_peft` and `save_only_trained` as they were."
+            )
 
 
 def check_collation(training_args: "SFTConfig") -> None:

@@ -4,9 +4,12 @@ import json
 import logging
 from pathlib import Path
 
+import torch
+from accelerate.utils import reduce
 from transformers import TrainerCallback
 
 from llama_vid.data.collator import LlamaVidDataCollator
+from llama_vid.data.records import check_skipped_share
 from llama_vid.whole_files import whole_file, write_text
 
 logger = logging.getLogger(__name__)
@@ -57,16 +60,15 @@ def _plot(axes, name: str, curve: list[tuple[int, float]], **style) -> None:
 
 
 class SkippedSamplesCallback(TrainerCallback):
-    """Says at the end how many samples were skipped."""
+    """Says at the end how many samples all processes skipped, and ends the training with an error for too many."""
 
     def __init__(self, collator: LlamaVidDataCollator) -> None:
         self.collator = collator
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Say it."""
-        if self.collator.num_skipped:
-            logger.warning(
-                "%d of %d samples were skipped: the log says which and why.",
-                self.collator.num_skipped,
-                self.collator.num_seen,
-            )
+        """Say it. Raises BadSampleError in every process if they are too many, however few were seen."""
+        counts = torch.tensor([self.collator.num_skipped, self.collator.num_seen], device=args.device)
+        skipped, seen = reduce(counts, "sum").tolist()
+        if skipped and state.is_world_process_zero:
+            logger.warning("%d of %d samples were skipped: the log says which and why.", skipped, seen)
+        check_skipped_share(skipped, seen, self.collator.max_skipped_share)

@@ -31,7 +31,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.parts = {"muon": torch.optim.Muon(muon, lr=options["lr"], adjust_lr_fn="match_rms_adamw")}
         if adamw:
             self.parts["adamw"] = torch.optim.AdamW(adamw, **options)
-        super().__init__(groups, {})
+        super().__init__(groups, options)
 
     def step(self, closure: None = None) -> None:
         """Both. A closure is not supported."""
@@ -46,7 +46,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """What `state_dict` gave."""
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        # In their order, by which schedulers know them.
+        loaded = {name: iter(part.param_groups) for name, part in self.parts.items()}
+        self.param_groups = [next(loaded["muon" if group["use_muon"] else "adamw"]) for group in self.param_groups]
 
 
 def matrices(model: nn.Module) -> set[str]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -17,6 +18,7 @@ from llama_vid.composition_language import answer_end, stretch_context, with_end
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import check_lengths, load_mixture
 from llama_vid.hub_callback import HubCallback
+from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 from llama_vid.modeling.video_features_llama_vid import encoder_fingerprint
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
@@ -66,6 +68,10 @@ def run(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_ar
 
     Returns:
         `LlamaVidTrainer`, when it has finished.
+
+    Raises:
+        ValueError: arguments that contradict each other, data that cannot be read, nothing to resume from …
+        BadSampleError: a sample that cannot be trained on, or too many that were skipped; the model is not saved then.
     """
     check_arguments(script_args, training_args, model_args)
     checkpoint = checkpoint_to_resume(training_args)
@@ -206,20 +212,7 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
         quantization_config=get_quantization_config(replace(model_args, dtype=str(dtype).removeprefix("torch."))),
         **options,
     )
-    if script_args.chat_template is None or script_args.stage == 1:
-        processor = AutoProcessor.from_pretrained(name, **options)
-    else:  # what is saved speaks as it was taught
-        processor = AutoProcessor.from_pretrained(name, chat_template=script_args.chat_template, **options)
-        known, end = model.generation_config.eos_token_id, answer_end(processor)
-        model.generation_config.eos_token_id = with_end(known, end)
-        if model_args.use_peft and model.generation_config.eos_token_id != known:
-            raise ValueError(
-                f"Answers end with {processor.tokenizer.decode(end)!r} in `chat_template`, which {name} does not "
-                "know as an end, and an adapter stores none: create the base with that template (`llama-vid create "
-                "--chat-template`), or add it to `eos_token_id` in the base's generation_config.json."
-            )
-    if script_args.context_length is not None:
-        processor.tokenizer.model_max_length = script_args.context_length
+    processor = load_processor(model, script_args, training_args, model_args, options)
     # ZeRO-3 shares the weights; with FSDP one process may be the only one to have them.
     tower, is_shared = model.model.vision_tower, is_deepspeed_zero3_enabled() or is_fsdp_enabled()
     is_stored = all(weight.dtype == stored_dtype for weight in tower.parameters())
@@ -227,8 +220,53 @@ def load(script_args: LlamaVidScriptArguments, training_args: SFTConfig, model_a
     return model, processor, encoder
 
 
+def load_processor(
+    model: LlamaVidForConditionalGeneration,
+    script_args: LlamaVidScriptArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    options: dict,
+) -> LlamaVidProcessor:
+    """
+    The processor, which speaks as the model is taught, and the model's generations end as taught answers do. Raises
+    ValueError if that end cannot be kept.
+    """
+    name = model_args.model_name_or_path
+    has_template = script_args.chat_template is not None and script_args.stage != 1
+    if has_template:  # what is saved speaks as it was taught
+        options = {**options, "chat_template": script_args.chat_template}
+    processor = AutoProcessor.from_pretrained(name, **options)
+    ends = {}
+    if training_args.eos_token is not None:  # as TRL does, which refuses one that the tokenizer does not know
+        processor.tokenizer.eos_token = training_args.eos_token
+        ends["eos_token"] = processor.tokenizer.get_vocab().get(training_args.eos_token)
+    if has_template:
+        ends["chat_template"] = answer_end(processor)
+    for source, end in ends.items():
+        known = with_end(model.generation_config.eos_token_id, None)
+        model.generation_config.eos_token_id = with_end(known, end)
+        if model_args.use_peft and model.generation_config.eos_token_id != known:
+            raise ValueError(
+                f"Answers end with {processor.tokenizer.decode(end)!r} by `{source}`, which {name} does not know as "
+                "an end, and an adapter stores none: add it to `eos_token_id` in the base's generation_config.json, "
+                "or create the base with a template that has it (`llama-vid create --chat-template`)."
+            )
+    if script_args.context_length is not None:
+        processor.tokenizer.model_max_length = script_args.context_length
+    return processor
+
+
 def load_config(script_args: LlamaVidScriptArguments, model_args: ModelConfig, options: dict) -> PreTrainedConfig:
-    """The model's configuration, with its context stretched. Raises ValueError if it cannot be, or cannot be kept."""
+    """
+    The model's configuration, with its context stretched. Raises ValueError if it cannot be, or cannot be kept, or if
+    the checkpoint is an adapter.
+    """
+    folder = Path(model_args.model_name_or_path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is an adapter, and adapters are not trained on: merge it first, with merge_adapter.py of "
+            "recipes/README.md, Adapters, and set `model_name_or_path` to the merged model."
+        )
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, **options)
     stretch_context(config.text_config, script_args.context_length, script_args.rope_scaling)
     if model_args.use_peft:
