@@ -1,9 +1,11 @@
 """The command line: what it prints, and how it fails."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+from original_checkpoints import HEADS, write_original
 from PIL import Image
 from small_videos import pictures
 
@@ -66,6 +68,26 @@ def test_convert_says_what_is_wrong(llama_vid, tmp_path):
     assert result.returncode == 1
     assert "config.json" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_convert_takes_what_weights_cannot_tell(llama_vid, tmp_path):
+    source, overrides = write_original(tmp_path / "source"), json.dumps({**HEADS, "video_grid_size": 2})
+    result = llama_vid(
+        "convert", str(source), str(tmp_path / "out"), "--config-overrides", overrides, "--no-video-qformer-uses-cls"
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vision_config"]["num_attention_heads"] == 4
+    assert (config["video_grid_size"], config["video_qformer_uses_cls"]) == (2, False)
+
+
+@pytest.mark.parametrize("value", ["video_grid_size=2", "2", "[]", "null", ""])
+@pytest.mark.parametrize("command", ["convert source", "create --vision-tower clip --language-model llama"])
+def test_overrides_are_a_json_object(llama_vid, command, value):
+    result = llama_vid(*command.split(), "out", "--config-overrides", value)
+    assert result.returncode == 1
+    assert "Error: `--config-overrides` must be a JSON object such as" in result.stderr
+    assert f"got {value!r}" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["ask", "convert"])

@@ -128,6 +128,12 @@ def test_missing_vision_weights_say_what_to_pass(tmp_path):
         convert_checkpoint(source, tmp_path / "output")
 
 
+def test_a_vision_tower_that_is_not_there_is_no_repository(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"`vision_tower`: the file `parts/eva_vit_g\.pth` does not exist"):
+        convert_checkpoint(source, tmp_path / "output", vision_tower="parts/eva_vit_g.pth")
+
+
 def test_query_and_value_biases_become_one_with_zero_for_the_keys(source, tmp_path):
     _, model = convert(source, tmp_path / "output")
     state = original_state()

@@ -56,6 +56,22 @@ def test_missing_shards_are_named(source, tmp_path):
         convert_checkpoint(source, tmp_path / "output")
 
 
+@pytest.mark.parametrize("content", ['{"weight_map": {"model.norm.weight": "pyt', "", "{}", "[]"])
+def test_a_damaged_index_is_named(source, tmp_path, content):
+    (source / "pytorch_model.bin.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin\.index\.json` is no index of shards.*download it again"):
+        convert_checkpoint(source, tmp_path / "output")
+
+
+@pytest.mark.parametrize("content", ["../../_shared/eva_vit_g.pth", "Entry not found", "(", "R0.", ""])
+def test_a_text_in_place_of_weights_is_named(tmp_path, content):
+    (tmp_path / "eva_vit_g.pth").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"eva_vit_g\.pth` (was refused|is no readable PyTorch file .*download it again)"
+    ):
+        TensorFiles([tmp_path / "eva_vit_g.pth"])
+
+
 @pytest.mark.parametrize("form", ["pytorch_model.bin", "model.safetensors"])
 def test_never_more_than_a_shard_is_in_memory(source, tmp_path, monkeypatch, form):
     limit = 100_000

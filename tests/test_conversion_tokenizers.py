@@ -86,6 +86,16 @@ def test_the_processor_feeds_the_model(source, tmp_path):
     assert frames["pixel_values_videos"].shape == (3, 3, 28, 28)
 
 
+@pytest.mark.parametrize(("settings", "pads"), [({}, True), ({"image_aspect_ratio": "square"}, False)])
+def test_images_become_squares_as_they_did(tmp_path, settings, pads):
+    source = write_original(tmp_path / "source", **settings)
+    write_tokenizer(source, ["word"])
+    write_bert_tokenizer(source / "bert-base-uncased")
+    report, _ = convert(source, tmp_path / "output")
+    assert AutoProcessor.from_pretrained(tmp_path / "output").image_processor.do_pad is pads
+    assert ("cropped to squares, not padded: image_aspect_ratio is 'square'" in str(report)) is not pads
+
+
 @pytest.mark.parametrize(
     ("settings", "length"),
     [

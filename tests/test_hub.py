@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from small_videos import pictures
 
+from llama_vid import publish as publish_here
 from llama_vid.data.clips import write_clip
 from llama_vid.hub_card import MARKER
 from llama_vid.hub_files import code_files
@@ -27,6 +28,13 @@ BASE = "someone/base"  # of the adapter: what tiny is, but code that nobody has 
 # Of earlier commits, what publishing leaves as it is, and what it takes away besides weights.
 KEPT = ["notes/more.safetensors", "handler.py", "picture.png"]
 OUTDATED = ["provenance.json", "loss_curve.png"]
+OUTDATED += [
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "additional_chat_templates/tools.jinja",
+]
+OUTDATED += ["vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "qformer_tokenizer/special_tokens_map.json"]
 
 # Publishes several folders in one process: keyword arguments of `publish` as JSON, and what came of it back. Those
 # that a test here loads by their names later are `unasked`.
@@ -233,6 +241,45 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(hub, work, tmp_path):
     card = (folder / "README.md").read_text()
     assert MARKER in card
     assert "- someone/films" in card
+
+
+@pytest.mark.parametrize("settings", [{"num_frames": 16}, {"start": 5, "end": 9.5}])
+def test_how_a_checkpoint_samples_videos_is_no_obstacle(work, tmp_path, settings):
+    folder = shutil.copytree(work / "tiny", tmp_path / "tiny")
+    LlamaVidProcessor.from_pretrained(folder, **settings).save_pretrained(folder)
+    stored = json.loads((folder / "processor_config.json").read_text())["video_processor"]
+    assert stored.items() >= settings.items()
+    assert publish_here(folder, "someone/tiny", dry_run=True).files.keys() >= code_files().keys()
+
+
+def test_cards_that_were_written_on_the_hub(hub, work, tmp_path):
+    own = shutil.copytree(work / "tiny", tmp_path / "own")
+    (own / "README.md").write_text("# Mine\n")
+    generated = {"folder": str(shutil.copytree(work / "tiny", tmp_path / "tiny")), "license": "apache-2.0"}
+    licence = "---\nlicense: mit\n---\n"
+    there = {
+        "someone/edited": f"{licence}# Edited on the website\n",
+        "someone/licensed": licence,
+        "someone/own": "# Old\n",
+    }
+    for repo_id, card in there.items():
+        repo = hub.create(repo_id)
+        repo.commit("main", "Update README.md", {**repo.files(), "README.md": card.encode()})
+    jobs = [{"repo_id": repo_id, "unasked": True, **generated} for repo_id in ("someone/edited", "someone/licensed")]
+    jobs.append({"repo_id": "someone/own", "unasked": True, "folder": str(own)})
+    result = hub.run("-c", PUBLISH, json.dumps(jobs))
+    assert result.returncode == 0, result.stderr
+
+    cards = {repo_id: hub.repos[repo_id].files()["README.md"].decode() for repo_id in there}
+    assert cards["someone/edited"] == there["someone/edited"]
+    assert "model.safetensors" in hub.repos["someone/edited"].files()
+    assert MARKER in cards["someone/licensed"]
+    assert cards["someone/own"] == "# Mine\n"
+    kept, replaced = [line for line in result.stderr.splitlines() if "README.md" in line]
+    assert kept.startswith(
+        "The README.md of someone/edited was written by hand on the Hub and is kept: to have it repl"
+    )
+    assert "someone/licensed named the licence mit; the one that takes its place names apache-2.0." in replaced
 
 
 def test_branches_and_pull_requests_and_cards_of_ones_own(hub, work, version, tmp_path):

@@ -12,10 +12,15 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from original_checkpoints import write_bert_tokenizer, write_tokenizer
 from packaging.requirements import Requirement
 from safetensors import safe_open
+from small_models import VISION
+from small_parts import NEOX, NEW, WORDS, write
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from llama_vid import hub_repository
+from llama_vid import create_model, hub_repository
 from llama_vid.hub_card import MARKER, is_written_by_hand, render_card
 from llama_vid.hub_files import collect
 from llama_vid.hub_provenance import (
@@ -25,6 +30,7 @@ from llama_vid.hub_provenance import (
     read_provenance,
     write_provenance,
 )
+from llama_vid.modeling import LlamaVidForConditionalGeneration
 from llama_vid.session import TINY_CHECKPOINT
 
 TRAINING = {
@@ -107,6 +113,31 @@ def test_what_is_seen_is_what_the_processor_samples(folder, settings, sees, film
     assert f"- It sees {sees} unless asked otherwise" in text
     assert f"| visual | tokens | {film} |" in text
     assert f"| video frame | {tokens} | {'-' if frames is None else format(tokens * frames, ',')} |" in text
+
+
+def test_lora_goes_on_the_layers_that_a_language_model_has(tmp_path):
+    """Among those of the whole model, which have the same names here and there."""
+    write(CLIPVisionModel(CLIPVisionConfig(**VISION)), tmp_path / "clip")
+    neox = GPTNeoXConfig(**NEOX, vocab_size=20, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
+    write(GPTNeoXForCausalLM(neox), write_tokenizer(tmp_path / "neox", WORDS))
+    bert = write_bert_tokenizer(tmp_path / "bert")
+    create_model(
+        tmp_path / "model",
+        vision_tower=tmp_path / "clip",
+        language_model=tmp_path / "neox",
+        qformer_tokenizer=bert,
+        config_overrides=NEW,
+    )
+    [code] = re.findall(
+        r"^```python\n([^`]*LoraConfig.*?)^```", card_of(tmp_path / "model").text, re.DOTALL | re.MULTILINE
+    )
+    names = {"model": LlamaVidForConditionalGeneration.from_pretrained(tmp_path / "model")}
+    layers = names["model"].model.language_model.layers
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    exec(code, names)
+    adapted = [name for name, _ in names["model"].named_parameters() if "lora_A" in name]
+    assert len(adapted) == len(linear) > 0
+    assert all(".language_model.layers." in name for name in adapted)
 
 
 def test_what_the_code_needs_is_what_the_package_needs(folder):
@@ -204,6 +235,15 @@ def test_converted_releases_keep_their_licence(folder, source):
         card_of(folder, steps=steps, license="mit")
 
 
+def test_what_is_in_the_hubs_cache_is_known_by_its_name(tmp_path):
+    folder = tmp_path / "models--YanweiLi--llama-vid-7b-full-224" / "snapshots" / "0123abcd"
+    (folder / "vision").mkdir(parents=True)
+    step = conversion_step(folder, base_model=tmp_path / "models--lmsys--vicuna-7b-v1.5" / "snapshots" / "4567cdef")
+    assert (step["source"], step["license"]) == ("YanweiLi/llama-vid-7b-full-224", "cc-by-nc-4.0")
+    assert step["base_model"] == "lmsys/vicuna-7b-v1.5"
+    assert composition_step(vision_tower=folder / "vision")["parts"] == {"vision_tower": step["source"]}
+
+
 def test_a_conversion_of_ones_own_brings_no_licence(folder, tmp_path):
     (tmp_path / "llama-vid-7b-full-224").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "llama-vid-7b-full-224")
@@ -256,14 +296,10 @@ def test_bad_evaluations(folder, content, message):
         card_of(folder)
 
 
-def test_whose_a_card_is(tmp_path):
-    card = tmp_path / "README.md"
-    assert not is_written_by_hand(card)
+def test_whose_a_card_is():
     for text in (f"# Title\n{MARKER}\n", "---\ntags:\n- trl\n---\n", "[More Information Needed]"):
-        card.write_text(text)
-        assert not is_written_by_hand(card)
-    card.write_text("# Title")
-    assert is_written_by_hand(card)
+        assert not is_written_by_hand(text)
+    assert is_written_by_hand("# Title")
 
 
 def test_a_draft_is_not_lost(folder):

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 import llama_vid.modeling
-from llama_vid.hub_files import check_contents, code_files, collect, find_local_paths, find_private
+from llama_vid.hub_files import TEXTS, check_contents, code_files, collect, find_local_paths, find_private
 from llama_vid.session import TINY_CHECKPOINT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Joined here, so that no file of the repository looks as if it held one.
 TOKEN = "hf_" + "x" * 34
@@ -87,7 +89,13 @@ def test_a_link_inside_the_folder_is_followed(folder):
         ("ghp_" + "a" * 36, "a GitHub token"),
         ("-----BEGIN RSA " + "PRIVATE KEY-----", "a private key"),
         ("https://jane:letmein" + "@example.org/data", "a password in a URL"),
+        ("hf_oauth_" + "eyJhbGciOi" * 6, "a Hugging Face token"),
         ('{"wandb_api_key": "' + "0a" * 20 + '"}', "a password or key"),
+        ("wandb_api_key: " + "0a" * 20, "a password or key"),
+        ("password: " + "hunter2" * 2 + "  # mine", "a password or key"),
+        ("Set AWS_SECRET_ACCESS_KEY=" + "wJalr7/b+" * 4 + " before.", "a password or key"),
+        ("aws_secret_access_key = " + "wJalr7/b+" * 4, "a password or key"),
+        ('{"hub_token": "' + "abcd1234" * 2 + '"}', "a password or key"),
         (f"ask {EMAIL}", "an e-mail address"),
         (f"trained in {HOME}", "a home directory"),
         ("C:\\Users\\" + "jane\\models", "a home directory"),
@@ -99,6 +107,35 @@ def test_secrets_and_personal_data(folder, text, kind):
         check_contents(collect(folder)[0])
     assert text not in str(raised.value)
     assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_new_tokens: 128",
+        "pad_token: </s>",
+        '{"eos_token": "<|endoftext|>", "image_token": "image0001"}',
+        '{"hub_token": null, "push_to_hub_token": "<PUSH_TO_HUB_TOKEN>"}',
+        "password: yours",
+        "The secret: AES256-encrypted storage, and the password: yours.",
+        "Secret:\n\nGPT4-like-answers",
+        'api_key=os.environ["API_KEY_2"], hub_token=hub_token,max_tokens=128',
+        "hub_token=arguments2.hub_token",
+        'WANDB_API_KEY="$WANDB_API_KEY"',
+        'api_key="<your-api-key>" {{ "password={{password}}" }}',
+        "password={{ password }}",
+        "{%- set secret = messages[0]['content2'] %}",
+    ],
+)
+def test_words_that_only_sound_secret(text):
+    assert find_private("notes.md", text) == []
+
+
+def test_nothing_of_ours_sounds_secret():
+    texts = [path for path in Path(TINY_CHECKPOINT).rglob("*") if path.suffix in TEXTS]
+    texts += [ROOT / "README.md", *(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.md")]
+    assert len(texts) > 20
+    assert [found for path in texts for found in find_private(path.name, path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_token_in_use_is_found_whatever_it_looks_like(folder):

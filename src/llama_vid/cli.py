@@ -23,7 +23,8 @@ Video = Annotated[
     str, typer.Argument(help="A video file, an http(s) URL, a folder or .tar of frames, or a file of features.")
 ]
 Subtitles = Annotated[
-    str | None, typer.Option(help="A SubRip or WebVTT file, or a video with a text track, such as the film itself.")
+    str | None,
+    typer.Option(help="A SubRip, WebVTT or ASS file, or a video with a text track, such as the film itself."),
 ]
 Transcribe = Annotated[
     str | None, typer.Option(help="Instead of --subtitles, a Whisper or wav2vec 2.0 model that hears what is said.")
@@ -40,6 +41,9 @@ KeyframesOnly = Annotated[
 FrameRate = Annotated[float | None, typer.Option(help="Frames a second of a folder or .tar of frames.")]
 KeepDamaged = Annotated[
     bool, typer.Option("--keep-damaged", help="Of a damaged video, take what comes before the damage.")
+]
+ConfigOverrides = Annotated[
+    str | None, typer.Option(help='Values of the configuration that win, as JSON: {"video_grid_size": 2}.')
 ]
 
 EMBEDDED = (
@@ -217,6 +221,7 @@ def convert(
         bool,
         typer.Option(help="--no-… for the released long-video checkpoint."),
     ] = True,
+    config_overrides: ConfigOverrides = None,
 ) -> None:
     """
     Convert an original LLaMA-VID checkpoint to a self-contained transformers folder.
@@ -226,6 +231,7 @@ def convert(
     """
     from llama_vid.conversion import convert_checkpoint
 
+    overrides = _overrides(config_overrides)
     report = convert_checkpoint(
         source,
         output,
@@ -233,7 +239,7 @@ def convert(
         base_model=base_model,
         qformer_tokenizer=qformer_tokenizer,
         tokenizer=tokenizer,
-        config_overrides=None if video_qformer_uses_cls else {"video_qformer_uses_cls": False},
+        config_overrides=overrides if video_qformer_uses_cls else {**overrides, "video_qformer_uses_cls": False},
         dtype=dtype,
     )
     print(report)
@@ -261,9 +267,7 @@ def create(
     rope_scaling: Annotated[str, typer.Option(help="How it is stretched: linear or yarn.")] = "linear",
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; by default as stored.")] = None,
     seed: Annotated[int, typer.Option(help="What new weights are drawn with.")] = 0,
-    config_overrides: Annotated[
-        str | None, typer.Option(help='Values of the configuration that win, as JSON: {"video_grid_size": 2}.')
-    ] = None,
+    config_overrides: ConfigOverrides = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code of the tokenizers' repositories run.")
     ] = False,
@@ -288,10 +292,21 @@ def create(
         rope_scaling=rope_scaling,
         dtype=dtype,
         seed=seed,
-        config_overrides=None if config_overrides is None else json.loads(config_overrides),
+        config_overrides=_overrides(config_overrides),
         trust_remote_code=trust_remote_code,
     )
     print(report)
+
+
+def _overrides(text: str | None) -> dict[str, Any]:
+    """The values that `--config-overrides` gives, none without it. Raises ValueError if it is no JSON object."""
+    try:
+        values = {} if text is None else json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f'`--config-overrides` must be a JSON object such as {{"video_grid_size": 2}}, got {text!r}.')
+    return values
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -223,6 +223,7 @@ def build_processor(
     qformer_tokenizer: PreTrainedTokenizerBase,
     chat_template: str = "vicuna_v1",
     pixels: Mapping | None = None,
+    do_pad: bool = True,
 ) -> LlamaVidProcessor:
     """
     The processor that fits a model: its image size and its number of tokens per image and frame.
@@ -235,6 +236,7 @@ def build_processor(
         chat_template (`str`, *optional*, defaults to `"vicuna_v1"`): A Jinja template or the name of one of ours.
         pixels (`Mapping`, *optional*):
             How the visual encoder wants the values of pixels (`image_mean`, `image_std` …), CLIP's by default.
+        do_pad (`bool`, *optional*, defaults to `True`): Whether images are padded to squares, instead of cropped.
 
     Returns:
         `LlamaVidProcessor`
@@ -245,7 +247,7 @@ def build_processor(
     side = config.vision_config.image_size
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, **(pixels or {})}
     processor = LlamaVidProcessor(
-        image_processor=LlavaImageProcessor(do_pad=True, **size),
+        image_processor=LlavaImageProcessor(do_pad=do_pad, **size),
         tokenizer=tokenizer,
         video_processor=LlamaVidVideoProcessor(**size),
         qformer_tokenizer=qformer_tokenizer,

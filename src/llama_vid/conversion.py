@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from .composition import build_processor, empty_place, new_folder
-from .conversion_files import WEIGHT_FILES, TensorFiles, write_shards
+from .conversion_files import SUFFIXES, WEIGHT_FILES, TensorFiles, write_shards
 from .conversion_keys import VISION, check_complete, read_config, rename
 from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, load_tokenizer
 from .hub_provenance import conversion_step, write_provenance
@@ -137,7 +137,8 @@ def convert_checkpoint(
         _generation_config(original).save_pretrained(partial)
         write_provenance(partial, [conversion_step(source, base_model=base_model)])
         if missing_tokenizer is None:
-            build_processor(config, llm_tokenizer, text_tokenizer).save_pretrained(partial)
+            processor = build_processor(config, llm_tokenizer, text_tokenizer, do_pad=original.pads_images)
+            processor.save_pretrained(partial)
     return ConversionReport(
         output=output,
         dtype=config.dtype,
@@ -194,6 +195,11 @@ class _Original:
         return max(length, self.config.get("tokenizer_model_max_length") or 0)
 
     @property
+    def pads_images(self) -> bool:
+        """Whether images become squares by padding; otherwise they are cropped."""
+        return self.config.get("image_aspect_ratio") in (None, "pad")
+
+    @property
     def image_size(self) -> int | None:
         """Pixels along a side, from the image processor that the configuration names."""
         named = self.config.get("image_processor")
@@ -235,6 +241,9 @@ def _open_original(source: str | Path, base_model: str | Path | None, vision_tow
             if not name.startswith(VISION):
                 original.add(files, name, name, name)
     check_complete(original.config, original.shapes)
+    if not original.pads_images:
+        ratio = original.config["image_aspect_ratio"]
+        original.notes.append(f"images are cropped to squares, not padded: image_aspect_ratio is {ratio!r}")
     _add_vision(original, weights, vision_tower)
     return original
 
@@ -244,7 +253,11 @@ def _add_vision(original: _Original, weights: list[TensorFiles], vision_tower: s
     named = original.config.get("mm_vision_tower")
     path = None
     if vision_tower is not None:
-        path = Path(vision_tower) if Path(vision_tower).is_file() else _local_folder(vision_tower)
+        path = Path(vision_tower)
+        if not path.is_file():
+            if path.suffix in SUFFIXES and not path.is_dir():
+                raise FileNotFoundError(f"`vision_tower`: the file `{vision_tower}` does not exist.")
+            path = _local_folder(vision_tower)
     elif named is not None and (original.folder / named).exists():
         path = original.folder / named
     if path is not None and (path / "config.json").is_file():

@@ -21,6 +21,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 
+# Of files with weights: what ends so is no name of a repository.
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
 
 class TensorFiles:
     """
@@ -55,14 +58,14 @@ class TensorFiles:
 
         Raises:
             FileNotFoundError: if there is none, or a shard that its index names is missing.
-            ValueError: if a tensor that the index names is in no shard; and as the class.
+            ValueError: if the index is damaged, or a tensor that it names is in no shard; and as the class.
         """
         found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
         if not found:
             raise FileNotFoundError(f"`{folder}` holds no weights: expected one of {', '.join(WEIGHT_FILES)}.")
         if found[0].suffix != ".json":
             return cls([found[0]])
-        weight_map = json.loads(found[0].read_text(encoding="utf-8"))["weight_map"]
+        weight_map = _read_weight_map(found[0])
         shards = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -94,6 +97,16 @@ class TensorFiles:
         return self._opened[1]
 
 
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Tensors with the shards that they are in."""
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"`{index}` is no index of shards (JSON with a `weight_map`): it is damaged or cut off, download it again."
+        ) from error
+
+
 class _SafetensorsFile:
     is_mapped = True
 
@@ -119,8 +132,10 @@ class _PickleFile:
             raise ValueError(
                 f"`{path}` was refused: it is damaged, or a pickle with more than tensors in it, which could run code."
             ) from error
-        except (RuntimeError, EOFError) as error:
-            raise ValueError(f"`{path}` is no readable PyTorch file: {error}.") from error
+        except OSError:
+            raise
+        except Exception as error:  # of whatever kind: a text that is read as a pickle may be any instructions
+            raise ValueError(f"`{path}` is no readable PyTorch file ({error}): download it again.") from error
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             content = content["model"]
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):

@@ -1,21 +1,29 @@
 """Publishing checkpoints and adapters on the Hub, so that they load for a stranger and say truthfully what they are."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from .hub_card import is_written_by_hand
 from .hub_files import CARD
 from .hub_provenance import versions
 from .hub_repository import ADAPTER, ask_as_a_stranger, repository
 
+logger = logging.getLogger(__name__)
+
 # Of an earlier commit, what would mislead whoever loads the repository if the new one does not have it.
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER, "*_llama_vid*.py")
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", ADAPTER)
+REPLACED += ("*_llama_vid*.py",)
+# transformers lets most of these win over what is in tokenizer.json, tokenizer_config.json and chat_template.jinja.
+REPLACED += ("special_tokens_map.json", "added_tokens.json", "tokenizer*", "vocab.*", "merges.txt", "*.model")
+REPLACED += ("chat_template*", "additional_chat_templates/*", "qformer_tokenizer/*")
 REPLACED += ("provenance.json", "evaluation.json", "about.json", "loss_curve.*")  # what a card is written from
 
 
@@ -67,8 +75,8 @@ def publish(
 ) -> Publication:
     """
     Put a checkpoint or a LoRA adapter on the Hub, in one commit: weights, configuration, processor, remote code and a
-    model card, which is also written to `README.md` of the folder (a card that was changed by hand is kept; a trainer's
-    draft becomes `README.md.orig`).
+    model card, which is also written to `README.md` of the folder (a card that was changed by hand is kept, there as on
+    the Hub; a trainer's draft becomes `README.md.orig`).
 
     First it is loaded and asked in a process of its own, with `trust_remote_code` and without this package. Only
     safetensors, JSON, texts, templates, images and this package's remote code go up, and nothing in them may be secret
@@ -130,8 +138,9 @@ def upload(
     create_pr: bool = False,
 ) -> tuple[str, bool]:
     """
-    Commit files to a repository, which is made if it does not exist. Weights and code of an earlier commit that the new
-    one does not have are deleted in it.
+    Commit files to a repository, which is made if it does not exist. Weights, code, tokenizer files and templates of an
+    earlier commit that the new one does not have are deleted in it. A card that somebody wrote on the Hub is kept,
+    unless the one in `files` was written by hand too.
 
     Args:
         files (`Mapping[str, Path]`): Files by their path in the repository.
@@ -150,19 +159,51 @@ def upload(
         repo_id = open_repository(repo_id, token=token, private=private, revision=None if create_pr else revision)
         head = api.model_info(repo_id, revision=revision)
         there = [file.rfilename for file in head.siblings]
-        outdated = [name for name in there if "/" not in name and any(fnmatch(name, pattern) for pattern in REPLACED)]
+        if CARD in there and CARD in files:
+            card = Path(api.hf_hub_download(repo_id, CARD, revision=head.sha))
+            files = _without_a_kept_card(files, card.read_text(encoding="utf-8"), repo_id)
         # Not upload_folder, which may make several commits. What has arrived in an interrupted one is not sent again.
         commit = api.create_commit(
             repo_id,
             [
                 *(CommitOperationAdd(name, path) for name, path in files.items()),
-                *(CommitOperationDelete(name) for name in outdated if name not in files),
+                *(CommitOperationDelete(name) for name in there if _is_replaced(name) and name not in files),
             ],
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url, commit.oid != head.sha
+
+
+def _is_replaced(name: str) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
+
+
+def _without_a_kept_card(files: Mapping[str, Path], card_there: str, repo_id: str) -> Mapping[str, Path]:
+    """The same files, but no card where ours would take the place of what somebody wrote on the Hub."""
+    card = files[CARD].read_text(encoding="utf-8")
+    if is_written_by_hand(card) or not is_written_by_hand(card_there):
+        return files
+    ours, theirs = (ModelCard(text, ignore_metadata_errors=True) for text in (card, card_there))
+    if theirs.text.strip():
+        logger.warning(
+            "The %s of %s was written by hand on the Hub and is kept: to have it replaced, delete it there and publish "
+            "again.",
+            CARD,
+            repo_id,
+        )
+        return {name: path for name, path in files.items() if name != CARD}
+    # The website makes such a card, when somebody chooses a licence for a new repository.
+    if theirs.data.license not in (None, ours.data.license):
+        logger.warning(
+            "The %s of %s named the licence %s; the one that takes its place names %s.",
+            CARD,
+            repo_id,
+            theirs.data.license,
+            ours.data.license or "none",
+        )
+    return files
 
 
 def open_repository(
@@ -198,7 +239,8 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         raise _refusal(error, repo_id, revision) from error
-    except (httpx.TransportError, RuntimeError) as error:  # the latter around what happened in a thread
+    # The second is around what happened in a thread, the third around what happened to a download.
+    except (httpx.TransportError, RuntimeError, LocalEntryNotFoundError) as error:
         cause = type(error.__cause__ or error).__name__
         raise ConnectionError(
             f"The connection to the Hub failed ({cause}) before a commit to {repo_id} was confirmed. Publish again: "

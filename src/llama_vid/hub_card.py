@@ -27,7 +27,7 @@ from transformers import AutoConfig
 from .hub_provenance import is_hub_id
 from .training.module_names import VISUAL_MODULES
 
-# Of cards that may be written anew. Whoever edits a card deletes the line.
+# Of cards that may be written anew. Whoever edits a card, in a folder or on the Hub, deletes the line.
 MARKER = (
     "<!-- Written by `llama-vid publish`, which writes it anew each time. To keep a changed card, delete this line. -->"
 )
@@ -44,13 +44,12 @@ PARTS = {  # of the model, by the first names of their tensors
     "content projector": (("model.multi_modal_projector.",), None),
     "language model": (("model.language_model.", "lm_head."), "text_config"),
 }
+# A matrix of a layer of the language model, which is what LoRA goes on; embeddings are in no layer.
+PROJECTION = re.compile(r"model\.language_model\..*\.\d+\.(?:.*\.)?(\w+)\.weight")
 
 
-def is_written_by_hand(card: Path) -> bool:
+def is_written_by_hand(text: str) -> bool:
     """Whether a card is neither ours nor a trainer's draft."""
-    if not card.is_file():
-        return False
-    text = card.read_text(encoding="utf-8")
     return MARKER not in text and not any(mark in text for mark in DRAFTS)
 
 
@@ -331,7 +330,7 @@ def _versions(steps: Sequence[dict], files: Mapping[str, Path]) -> dict[str, str
 def _architecture(files: Mapping[str, Path]) -> dict[str, Any]:
     """What only a whole model tells: its parts, their sizes, and how long a prompt may be."""
     config = AutoConfig.from_pretrained(files["config.json"].parent)
-    counts, dtypes, modules = Counter(), Counter(), set()
+    counts, dtypes, modules, projections = Counter(), Counter(), set(), set()
     for path in (path for name, path in files.items() if name.endswith(".safetensors")):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
@@ -340,6 +339,8 @@ def _architecture(files: Mapping[str, Path]) -> dict[str, Any]:
                 counts[part] += prod(tensor.get_shape())
                 dtypes[tensor.get_dtype()] += prod(tensor.get_shape())
                 modules.add(name.split(".")[1])
+                if (match := PROJECTION.fullmatch(name)) and len(tensor.get_shape()) == 2:
+                    projections.add(match[1])
     kinds = {
         part: "-" if field is None else f"`{getattr(config, field).model_type}`" for part, (_, field) in PARTS.items()
     }
@@ -353,4 +354,5 @@ def _architecture(files: Mapping[str, Path]) -> dict[str, Any]:
         "all_parameters": f"{counts.total():,}",
         "context_length": f"{config.context_length:,}" if config.context_length else None,
         "visual_modules": [name for name in VISUAL_MODULES if name in modules],
+        "projections": sorted(projections),
     }

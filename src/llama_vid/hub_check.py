@@ -41,6 +41,9 @@ def ask(folder: str, base: str | None = None) -> str:
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": parts}],
         add_generation_prompt=True,
+        # However the checkpoint samples videos, and whichever part of them it looks at: there is something in these.
+        do_sample_frames=False,
+        video_metadata={"times": [0.0, 1e6]},
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

@@ -34,13 +34,23 @@ PARSERS = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 # Fragments of other people's texts: looks like an address or a path now and then, and is neither.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
 
+# What stands before a password or key: of tokens only those that let somebody in, as eos_token is none. The first
+# letters are looked for first because that is quick.
+NAMED = r"(?=[psha])(password|passwd|secret|(api|access|private|secret)[_-]?key|(hub|hf|access|auth|api)[_-]?token)"
+# In quotation marks it is anything but a gap to be filled in, such as "<TOKEN>" or "${TOKEN}".
+QUOTED = r"[\"']?\s*[:=]\s*[\"'](?![<{]|(?-i:\$\{?[A-Z]))[^\"'\s]{8,}[\"']"
+# Without them it has letters and digits, and is no code or prose: it clings to an equals sign, as in a shell, or is all
+# that is left of the line.
+KEY = r"(?=[CHARS]*[a-z])(?=[CHARS]*\d)[CHARS]{8,}+".replace("CHARS", r"\w+/=~@!%^&*-")
+UNQUOTED = rf"(={KEY}(?![.(\[])|[ \t]*[:=][ \t]*{KEY}[ \t]*(#.*)?$)"
+
 SECRETS = {
-    "a Hugging Face token": r"\b(hf|api_org)_[A-Za-z0-9]{30,}",
+    "a Hugging Face token": r"\b(hf|api_org)_([A-Za-z0-9]{30,}|(oauth|jwt)_[\w.-]{30,})",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[\w-]{35}|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}",
     "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{22,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in a URL": r"\b\w+://[^/\s:@\"']+:[^/\s@\"']+@",
-    "a password or key": r"(?i)(password|secret|api_?key|access_?token)[\"']?\s*[:=]\s*[\"'][^\"'\s]{8,}[\"']",
+    "a password or key": rf"(?im){NAMED}({QUOTED}|{UNQUOTED})",
 }
 PERSONAL = {
     "an e-mail address": r"[\w.+-]+@[\w-]+(\.[\w-]+)*\.[A-Za-z]{2,}",

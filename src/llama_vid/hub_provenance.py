@@ -17,6 +17,9 @@ from .whole_files import write_text
 
 FILE = "provenance.json"
 
+# Where huggingface_hub keeps what it has downloaded: `owner--name`.
+CACHED = re.compile(r"/models--([^/]+)/(?:snapshots|blobs)/")
+
 # Released by the paper's authors under this name on the Hub, and under this licence (paper, released checkpoints).
 RELEASED_BY, RELEASED_LICENSE = "YanweiLi", "cc-by-nc-4.0"
 RELEASED = re.compile(r"llama-vid-(7b|13b)-(full|pretrain)-(224|336)(-video-fps-1|-long-video)?")
@@ -89,8 +92,15 @@ def composition_step(**parts: str | Path | None) -> dict[str, Any]:
 
 
 def public_name(source: str | Path) -> str:
-    """A Hub id as it is, and of a local path only the last part: the rest is nobody else's business."""
-    return str(source) if is_hub_id(source) else Path(source).resolve().name
+    """
+    A Hub id as it is, also where the source is the Hub's cache, and of another local path only the last part: the rest
+    is nobody else's business.
+    """
+    if is_hub_id(source):
+        return str(source)
+    path = Path(source).resolve()
+    downloaded = CACHED.search(path.as_posix())
+    return downloaded[1].replace("--", "/") if downloaded else path.name
 
 
 def is_hub_id(source: str | Path) -> bool:

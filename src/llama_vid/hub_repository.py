@@ -69,14 +69,15 @@ def repository(
         _check_kinds(folder, files)
         # The package's own code is what the folder's was compared with.
         files = {**files, **code_files()}
-        is_kept = is_written_by_hand(folder / CARD)
+        card = folder / CARD
+        is_kept = card.is_file() and is_written_by_hand(card.read_text(encoding="utf-8"))
         if is_kept:
             if license or datasets:
                 raise ValueError(
-                    f"`license` and `datasets` are for the card that is written, and {folder / CARD} was written by "
-                    "hand: say them there."
+                    f"`license` and `datasets` are for the card that is written, and {card} was written by hand: say "
+                    "them there."
                 )
-            license_of(read_provenance(folder), ModelCard.load(folder / CARD).data.license)
+            license_of(read_provenance(folder), ModelCard.load(card).data.license)
         else:
             files.pop(CARD, None)
         check_contents({name: path for name, path in files.items() if path.suffix != ".py"}, token)
@@ -92,8 +93,8 @@ def repository(
             text = render_card(files, repo_id, steps=steps, base_model=known, license=license, datasets=datasets)
             if found := find_private(CARD, text, token):
                 raise ValueError(f"The card would tell what must not go to the Hub: {'; '.join(found)}.")
-            _write_card(folder / CARD, text)
-        files[CARD] = folder / CARD
+            _write_card(card, text)
+        files[CARD] = card
         yield Repository(dict(sorted(files.items())), left_out)
 
 
