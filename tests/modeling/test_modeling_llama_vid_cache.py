@@ -41,7 +41,7 @@ def test_prefill_where_frequencies_depend_on_the_length(rope_type):
         cache = model.prefill(**batch, chunk_size=4)
         last = {"input_ids": batch["input_ids"][:, -1:], "position_ids": mask.sum(-1, keepdim=True) - 1}
         found = model(**last, attention_mask=mask, **{CACHE_NAME: cache}).logits[:, -1]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_beams_after_prefill(model):
@@ -89,8 +89,9 @@ def test_decoding_by_hand_counts_no_padding(model, padding_side):
 def test_prompt_lookup_after_prefill(model):
     batch = collate([Sample(model, 2, num_frames=3, words=12)])
     text = {name: batch[name] for name in TEXT_INPUTS}
-    settings = {"do_sample": False, "prompt_lookup_num_tokens": 3, CACHE_NAME: model.prefill(**batch)}
-    assert generate(model, text, **settings) == generate(model, batch, do_sample=False)
+    settings = {"do_sample": False, "eos_token_id": 2}  # the oldest transformers cannot do without
+    found = generate(model, text, prompt_lookup_num_tokens=3, **settings, **{CACHE_NAME: model.prefill(**batch)})
+    assert found == generate(model, batch, **settings)
 
 
 @pytest.fixture
