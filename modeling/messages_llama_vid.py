@@ -89,6 +89,10 @@ def normalize_messages(messages) -> list[dict]:
 
 
 def _normalize_part(part: dict) -> dict:
+    if not isinstance(part, Mapping):
+        raise ValueError(
+            f'A part of a message is {part!r:.100}: pass dictionaries such as {{"type": "text", "text": …}}.'
+        )
     part = {key: value for key, value in part.items() if value is not None}
     if part.get("type") == "image_url":  # OpenAI's form
         url = part.get("image_url")

@@ -166,6 +166,8 @@ def _events(text: str) -> list:
     text = re.sub(TYPED_BRACE, HELD_BRACE, text)
     if text.startswith("WEBVTT"):
         return pysubs2.SSAFile.from_string(_cues_alone(text), format_="vtt").events
+    if long := re.search(r"^\d{3,}:\d\d:\d\d[,.]\d+ *-->", text, flags=re.MULTILINE):
+        raise ValueError(f"{long[0]!r} has more hours than SubRip can say: save it as WebVTT")
     # A number in the last line would be the next cue's. Only some tags are markup; others are words in brackets.
     text = re.sub(SUBRIP_TAGS, "", f"{text}\n\n0\n", flags=re.IGNORECASE)
     return pysubs2.SSAFile.from_string(text, format_="srt", keep_unknown_html_tags=True).events

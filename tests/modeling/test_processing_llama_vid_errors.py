@@ -138,6 +138,7 @@ def test_files_that_are_no_images(processor, tmp_path):
         ([user({"type": "image_url", "image_url": {"detail": "low"}})], "image_url has no address as .*, but None"),
         ([user({"type": "image_url", "image_url": ["a.jpg"]})], r"no address as `image_url`, but \['a.jpg'\]"),
         ([user({"text": "one"})], "Unknown content type None in a message"),
+        ([{"role": "user", "content": ["one"]}], "A part of a message is 'one': pass dictionaries"),
         (
             [user({**video(), "features": FEATURES}, "one")],
             "1 `videos` were given, and `video_features` is `None` for 0",

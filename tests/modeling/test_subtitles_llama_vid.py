@@ -166,6 +166,7 @@ def test_lists_are_sorted_and_mended():
     [
         ("", "has no cues|cannot be read as SubRip, WebVTT or ASS"),
         ("Just some words.", "has no cues|cannot be read as SubRip, WebVTT or ASS"),
+        ("1\n100:00:01,000 --> 100:00:02,000\nlate\n", "'100:00:01,000 -->' has more hours than SubRip can say"),
         ('<p begin="00:00:01.000" end="00:00:02.000">Words of TTML</p>', "has no cues"),
     ],
 )
