@@ -28,6 +28,7 @@ from .messages_llama_vid import (
 )
 from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, subtitles_of_videos, without_control_tokens
 from .video_features_llama_vid import EncodedVideo, VideoFeatures, pixel_settings
+from .video_frames_llama_vid import check_eight_bits
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
 logger = logging.get_logger(__name__)
@@ -343,7 +344,9 @@ class LlamaVidProcessor(ProcessorMixin):
             if source not in loaded:
                 loaded[source] = _load_image(source)
             return loaded[source]
-        return _of_eight_bits(images, "An image") if isinstance(images, PIL.Image.Image) else images
+        if isinstance(images, PIL.Image.Image):
+            check_eight_bits(images, "An image")
+        return images
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """
@@ -553,13 +556,8 @@ def _load_image(source: str) -> PIL.Image.Image:
         image.load()
     except Exception as error:  # networks, decoders and damaged files raise of every kind
         raise ValueError(f"{name} cannot be read: check that it exists and is an image file.") from error
-    return load_image(_of_eight_bits(image, name))
-
-
-def _of_eight_bits(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    if image.mode.startswith(("I", "F")):  # PIL would clip its values to black and white
-        raise ValueError(f"{name} is a picture of mode {image.mode}, not of 8 bits a channel. Convert it to RGB.")
-    return image
+    check_eight_bits(image, name)
+    return load_image(image)
 
 
 def _is_list(item) -> bool:

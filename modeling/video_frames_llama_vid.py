@@ -75,6 +75,12 @@ def open_frames(
     return Clip(metadata, frames())
 
 
+def check_eight_bits(image: PIL.Image.Image, where: str):
+    """Raises ValueError for a picture of more than 8 bits a channel, whose values PIL would clip to black and white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{where} is a picture of mode {image.mode}, not of 8 bits a channel. Convert it to RGB.")
+
+
 def to_channels_first(
     frame: PIL.Image.Image | np.ndarray | torch.Tensor,
     where: str,
@@ -91,8 +97,7 @@ def to_channels_first(
             values.
     """
     if isinstance(frame, PIL.Image.Image):
-        if frame.mode.startswith(("I", "F")):  # PIL would clip its values to black and white
-            raise ValueError(f"{where} is a picture of mode {frame.mode}, not of 8 bits a channel. Convert it to RGB.")
+        check_eight_bits(frame, where)
         frame = np.array(frame.convert("RGB") if do_convert_rgb else frame)
         frame = frame if frame.ndim == 3 else frame[..., None]
         input_data_format = ChannelDimension.LAST

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from .conversion_files import TensorFiles
+from .conversion_files import SUFFIXES, TensorFiles
 from .conversion_keys import VISION, Shapes, read_text_decoder_config, read_vision_config, rename
 from .modeling.configuration_llama_vid import LlamaVidConfig
 
@@ -78,7 +78,7 @@ def load_config(argument: str, source: str | Path) -> PreTrainedConfig:
         FileNotFoundError: if there is no such thing.
         ValueError: if transformers does not know the model.
     """
-    if str(source).endswith((".pth", ".pt", ".bin", ".safetensors")):  # and no name of a repository
+    if str(source).endswith(SUFFIXES):  # and no name of a repository
         raise FileNotFoundError(f"`{argument}`: the file `{source}` does not exist.")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -328,10 +328,9 @@ class _Extractor:
         self, reader: LlamaVidVideoChunks, metadata: dict[str, str], progress: tqdm
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         """
-        (rows as they are stored, their scales, times) of a chunk at a time, on the CPU. The `duration` of the metadata
-        is what the header promises; in the end, of a damaged file, how far it could be read.
+        (rows as they are stored, their scales, times) of a chunk at a time, on the CPU; in the end the metadata has the
+        `duration`, which of a damaged file is how far it could be read.
         """
-        metadata["duration"] = repr(reader.metadata.duration)
         for pixels, times in reader.chunks:
             yield *self._encode(pixels), times
             progress.update(len(times))
