@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from packaging.version import Version
-
 from llama_vid.data.mixture import DatasetConfig
 from llama_vid.training.trained_modules import DESCRIPTION, is_among_bases
 
@@ -191,5 +188,3 @@ def check_muon(training_args: "SFTConfig") -> None:
             f"`use_muon` is true, and `optim` is {training_args.optim.value!r}, but Muon's partner is torch's AdamW: "
             "leave `optim` out."
         )
-    if Version(torch.__version__) < Version("2.9"):
-        raise ValueError(f"`use_muon` is true, but torch {torch.__version__} has no Muon: install torch 2.9 or later.")
