@@ -35,8 +35,8 @@ class LlamaVidScriptArguments:
         module_learning_rates (`dict[str, float]` or `str`, *optional*):
             Learning rates of single modules; on the command line as JSON.
         use_muon (`bool`, *optional*, defaults to `False`):
-            Train the matrices of linear layers by Muon ([`torch.optim.Muon`]), which small models learn faster by than
-            by AdamW; the rest by AdamW. For DDP or one process.
+            Train the matrices of linear layers by Muon ([`~llama_vid.training.muon.Muon`]), by which small models learn
+            faster than by AdamW; the rest by AdamW. For DDP or one process.
         context_length (`int`, *optional*):
             Tokens that a prompt may have from then on: the language model's rotary embedding is scaled, and the
             checkpoint is saved so. An adapter, which stores no configuration, needs a base that has it already.
