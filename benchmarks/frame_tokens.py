@@ -9,24 +9,12 @@ Needs about 6 GB in float32: EVA-ViT-g, the Q-Former, context attention and the 
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import torch
-from report import environment, write
+from report import environment, timed, write
 
 from llama_vid.modeling import LlamaVidConfig, LlamaVidModel
-
-
-def timed(run, device: str) -> tuple[float, torch.Tensor]:
-    """Seconds that `run()` takes, and its result."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ TOKENS = 32
 
 
 def make_checkpoint(folder: Path, side: int) -> Path:
-    """The embedded checkpoint's architecture for frames of `side` pixels and prompts of 64K tokens, drawn anew."""
+    """The embedded checkpoint's architecture for frames of `side` pixels and prompts of 8,192 tokens, drawn anew."""
     embedded = LlamaVidSession.from_pretrained()
     config = embedded.model.config
     config.vision_config.image_size = side

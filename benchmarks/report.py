@@ -1,12 +1,15 @@
-"""What benchmarks share: memory, and what a result page says besides its table."""
+"""What benchmarks share: time, memory, and what a result page says besides its table."""
 
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import torch
 import transformers
+
+from llama_vid.whole_files import write_text
 
 
 def environment(device: str) -> str:
@@ -16,6 +19,17 @@ def environment(device: str) -> str:
         f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
+
+
+def timed(run, device: str) -> tuple[float, torch.Tensor]:
+    """Seconds that `run()` takes, and its result."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
 
 
 def peak_memory() -> int:
@@ -34,6 +48,4 @@ def write(title: str, command: str, body: str, environment: str, output: Path | 
     text = f"# {title}\n\n{body}\n\nMade by `{command}` on {environment}.\n"
     print(text)
     if output is not None:
-        partial = output.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output)
+        write_text(output, text)

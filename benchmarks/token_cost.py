@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from frame_tokens import timed
-from report import environment, write
+from report import environment, timed, write
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, Qwen2VLVideoProcessor, SmolVLMConfig
 
 from llama_vid.session import TINY_CHECKPOINT
+from llama_vid.whole_files import whole_file
 
 SEED = 0
 FRAME_SIZE = 448  # pixels of a square frame; only Qwen2.5-VL's tokens depend on it, the others resize to one size
@@ -155,9 +155,8 @@ def plot(models: list[VideoModel], a_token: int, path: Path) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def main(arguments: argparse.Namespace) -> str:

@@ -22,9 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from frame_tokens import timed
 from peft import get_peft_model
-from report import environment, peak_memory, reset_peak_memory, write
+from report import environment, peak_memory, reset_peak_memory, timed, write
 from transformers import AutoProcessor
 from trl import ModelConfig
 

@@ -66,8 +66,8 @@ class LlamaVidConfig(PreTrainedConfig):
             Whether a frame has its content tokens (paper, ablations).
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation that new weights are drawn with.
-        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the head shares the input embedding's weight; follows `text_config` where that ties.
+        tie_word_embeddings (`bool`, *optional*):
+            Whether the head shares the input embedding's weight; follows `text_config` where it is not given.
 
     Raises:
         ValueError: if a grid does not divide the patches as it says, widths do not fit, or a value is out of range.
@@ -104,7 +104,7 @@ class LlamaVidConfig(PreTrainedConfig):
     use_context_token: bool = True
     use_content_token: bool = True
     initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
         self.vision_config = _as_config(self.vision_config, {"model_type": "instructblip_vision_model"})
@@ -124,7 +124,8 @@ class LlamaVidConfig(PreTrainedConfig):
         if self.uses_bert_decoder:
             self.qformer_config.is_decoder = True
             self.qformer_config.add_cross_attention = True
-        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         kwargs.pop("auto_map", None)  # a loaded one names the repository it came from; ours goes wherever it is saved
         self.auto_map = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)

@@ -370,7 +370,7 @@ class LlamaVidForConditionalGeneration(LlamaVidPreTrainedModel, GenerationMixin)
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, aligned with `input_ids`; positions with -100 and placeholders are left out of the loss.
+                Targets, aligned with `input_ids`; -100 and placeholders are left out (`Trainer` needs -100 for both).
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Compute logits for the last so many positions (or those of a 1D index); 0 means all.
 

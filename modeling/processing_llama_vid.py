@@ -11,12 +11,13 @@ import torch
 import transformers
 from packaging.version import Version
 from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedConfig
-from transformers.image_utils import load_image, make_flat_list_of_images
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import logging
 from transformers.video_utils import is_valid_video_frame
 
 from .chat_templates_llama_vid import find_chat_template, find_user_turn_markers
+from .image_files_llama_vid import read_image
 from .messages_llama_vid import (
     Turn,
     choose_instructions,
@@ -28,6 +29,7 @@ from .messages_llama_vid import (
 )
 from .subtitles_llama_vid import Clock, align_subtitles, read_subtitles, subtitles_of_videos, without_control_tokens
 from .video_features_llama_vid import EncodedVideo, VideoFeatures, pixel_settings
+from .video_frame_files_llama_vid import is_image_name
 from .video_frames_llama_vid import check_eight_bits
 from .video_processing_llama_vid import LlamaVidVideosKwargs, flatten_metadata, flatten_videos
 
@@ -35,6 +37,9 @@ logger = logging.get_logger(__name__)
 
 # The released text decoder saw at most so many word pieces of an instruction, and its end where it was longer.
 MAX_INSTRUCTION_LENGTH = 256
+
+# Where files are and how to get them: all that the text decoder's tokenizer takes of what is given on loading.
+_LOADING_ARGUMENTS = "cache_dir force_download local_files_only proxies revision token trust_remote_code".split()
 
 
 class LlamaVidPromptVideosKwargs(LlamaVidVideosKwargs, total=False):
@@ -128,13 +133,15 @@ class LlamaVidProcessor(ProcessorMixin):
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
         """As in transformers, but the language model's tokenizer never takes the place of the text decoder's."""
-        for name in ("image_seq_length", "frame_seq_length"):  # the processor's; configurations have them as well
+        # The processor's (configurations have them as well) and the video processor's, which a tokenizer's go before.
+        for name in ("image_seq_length", "frame_seq_length", *LlamaVidVideosKwargs.__annotations__):
             kwargs.pop(name, None)
         if sub_processor_type == "tokenizer":
             return super()._load_tokenizer_from_pretrained(
                 sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
             )
         folder = os.path.join(subfolder, sub_processor_type)
+        kwargs = {name: value for name, value in kwargs.items() if name in _LOADING_ARGUMENTS}
         try:
             # The folder has no configuration, and to look for one fails where there is no network.
             return AutoTokenizer.from_pretrained(
@@ -234,8 +241,8 @@ class LlamaVidProcessor(ProcessorMixin):
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 Messages, or a batch of them: text, or parts `{"type": "text", "text": …}`, `{"type": "image", …}`,
-                `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video`, a video that
-                `encode_frames` encoded under `features`, or OpenAI's `image_url`.
+                `{"type": "video", …}` with the visual under `path`, `url`, `image` or `video` (a list of image files
+                or URLs is one video), a video that `encode_frames` encoded under `features`, or OpenAI's `image_url`.
             chat_template (`str`, *optional*):
                 A template, or the name of one of ours or of the processor's several, instead of its own.
             processor_kwargs (`dict`, *optional*):
@@ -250,6 +257,7 @@ class LlamaVidProcessor(ProcessorMixin):
         if kwargs.get("tokenize"):
             for name in self._call_kwargs & set(kwargs):
                 processor_kwargs[name] = kwargs.pop(name)
+            self._load_frame_files(conversations)
             typed = not kwargs.get("sanitize_control_tokens")
             turns = [
                 [turn_of_message(message, self._kinds, typed) for message in messages] for messages in conversations
@@ -263,8 +271,9 @@ class LlamaVidProcessor(ProcessorMixin):
                     f"transformers {transformers.__version__} misplaces `return_assistant_tokens_mask` in prompts with "
                     "images or videos and in padded ones: upgrade to 5.18 or later."
                 )
-        if kwargs.keys() - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys():
-            # Older versions drop `processor_kwargs` where there are arguments that the template does not know.
+        others = kwargs.keys() - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys()
+        if others and Version(transformers.__version__) < Version("5.22"):
+            # They drop `processor_kwargs` where there are arguments that the template does not know.
             kwargs, processor_kwargs = {**processor_kwargs, **kwargs}, None
         return super().apply_chat_template(
             conversations if is_batched else conversations[0],
@@ -273,14 +282,21 @@ class LlamaVidProcessor(ProcessorMixin):
             **kwargs,
         )
 
+    def _load_frame_files(self, conversations: list[list[dict]]):
+        """In place: videos that are given as transformers' lists of image files or URLs become lists of images."""
+        contents = [message.get("content") for messages in conversations for message in messages]
+        for part in [part for content in filter(_is_list, contents) for part in content if part["type"] == "video"]:
+            for name in ("path", "url", "video"):
+                if _is_list(part.get(name)) and all(map(_is_image_file, part[name])):
+                    part[name] = self._load_images(part[name], {})
+
     @property
     def _call_kwargs(self) -> set[str]:
         """Names that belong to the processor's call and not to a chat template."""
         kinds = LlamaVidProcessorKwargs.__annotations__
-        names = {name for kind in ("text_kwargs", "images_kwargs") for name in kinds[kind].__annotations__}
-        names |= (
-            set(kinds["videos_kwargs"].__annotations__) | set(kinds) | {"instructions", "video_features", "video_times"}
-        )
+        names = {"instructions", "video_features", "video_times", *kinds}
+        for kind in ("text_kwargs", "images_kwargs", "videos_kwargs"):
+            names |= set(kinds[kind].__annotations__)
         return names - inspect.signature(ProcessorMixin.apply_chat_template).parameters.keys()
 
     @property
@@ -342,7 +358,7 @@ class LlamaVidProcessor(ProcessorMixin):
         if isinstance(images, str | Path):
             source = str(images)
             if source not in loaded:
-                loaded[source] = _load_image(source)
+                loaded[source] = read_image(source)  # image processors read other formats in other versions
             return loaded[source]
         if isinstance(images, PIL.Image.Image):
             check_eight_bits(images, "An image")
@@ -548,16 +564,9 @@ def _unless_in_order(name: str, indices: list[int]) -> dict[str, list[int]]:
     return {} if indices == list(range(len(indices))) else {name: indices}
 
 
-def _load_image(source: str) -> PIL.Image.Image:
-    """A file or URL as PIL reads it, upright, in RGB: image processors read other formats in other versions."""
-    name = f"Image {source[:200]!r}"
-    try:
-        image = PIL.Image.open(source) if os.path.isfile(source) else load_image(source)
-        image.load()
-    except Exception as error:  # networks, decoders and damaged files raise of every kind
-        raise ValueError(f"{name} cannot be read: check that it exists and is an image file.") from error
-    check_eight_bits(image, name)
-    return load_image(image)
+def _is_image_file(item) -> bool:
+    # A hidden folder hides no file that is named, and URLs may have a query.
+    return isinstance(item, str | Path) and is_image_name(os.path.basename(str(item).partition("?")[0]))
 
 
 def _is_list(item) -> bool:

@@ -83,8 +83,18 @@ def plain_text(event: str, codec: str) -> str:
     text = event.split(",", 8)[-1]
     if codec not in ("ass", "ssa"):
         text = re.sub(TYPED_BRACE, HELD_BRACE, text)
-    event = pysubs2.SSAEvent(text=text)
-    return "" if event.is_drawing else event.plaintext.replace(HELD_BRACE, "{")
+    return words_of_event(pysubs2.SSAEvent(text=text))
+
+
+def words_of_event(event: "pysubs2.SSAEvent") -> str:
+    """
+    The words of an event, without markup; a drawing has none. Long texts of braces take pysubs2 time that grows with
+    their square: it looks for the end of each one that has none, and adds up the tags before each place.
+    """
+    before, end, behind = event.text.rpartition("}")
+    event.text = before + end + behind.replace("{", HELD_BRACE)  # no markup begins where none ends
+    markup = "".join(event.OVERRIDE_SEQUENCE.findall(event.text))
+    return "" if re.search(r"\\p[1-9]", markup) else event.plaintext.replace(HELD_BRACE, "{")
 
 
 def text_stream(container: av.container.InputContainer, name: str) -> av.stream.Stream:

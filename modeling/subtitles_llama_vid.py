@@ -3,6 +3,7 @@
 
 import html
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,14 @@ from typing import NamedTuple
 from packaging.version import Version
 from transformers.utils import logging
 
-from .subtitle_tracks_llama_vid import HELD_BRACE, TYPED_BRACE, UTF16_MARKS, is_media_file, read_text_track
+from .subtitle_tracks_llama_vid import (
+    HELD_BRACE,
+    TYPED_BRACE,
+    UTF16_MARKS,
+    is_media_file,
+    read_text_track,
+    words_of_event,
+)
 
 try:
     import pysubs2
@@ -71,12 +79,12 @@ class Clock(NamedTuple):
         return cls(times, times[-1] + pause, times[0] or -math.inf)
 
 
-def read_subtitles(subtitles: str | Path | Iterable, *, on_error: str = "raise") -> list[Cue]:
+def read_subtitles(subtitles: str | os.PathLike | Iterable, *, on_error: str = "raise") -> list[Cue]:
     """
     Read subtitles, sorted by their start.
 
     Args:
-        subtitles (`str`, `Path` or iterable of `(start, end, text)`):
+        subtitles (`str`, `PathLike` or iterable of `(start, end, text)`):
             A SubRip (.srt), WebVTT (.vtt) or ASS file, in UTF-8, UTF-16 or an encoding that chardet detects; a video
             file with a text track (the default one, else the first); or cues with times in seconds.
         on_error (`str`, *optional*, defaults to `"raise"`):
@@ -88,10 +96,10 @@ def read_subtitles(subtitles: str | Path | Iterable, *, on_error: str = "raise")
     Raises:
         FileNotFoundError: if the file does not exist.
         ImportError: if pysubs2 is needed and missing.
-        ValueError: if it is no subtitle file, its encoding is unknown, the video has no text track, or there are more
-            than `MAX_CUES` cues.
+        ValueError: if it is neither a path nor cues, or no subtitle file, its encoding is unknown, the video has no
+            text track, or there are more than `MAX_CUES` cues.
     """
-    cues = _read_file(Path(subtitles), on_error) if isinstance(subtitles, str | Path) else _read_list(subtitles)
+    cues = _read_file(Path(subtitles), on_error) if isinstance(subtitles, str | os.PathLike) else _read_list(subtitles)
     cues = [Cue(start, max(start, end), " ".join(text.split())) for start, end, text in cues]
     return sorted((cue for cue in cues if cue.text), key=lambda cue: cue[:2])
 
@@ -100,8 +108,8 @@ def subtitles_of_videos(subtitles, number: int) -> list:
     """Subtitles for every one of `number` videos, of which one may come without a list around its own."""
     if subtitles is None:
         return [None] * number
-    is_list_of_cues = isinstance(subtitles, list | tuple) and len(subtitles) > 0 and all(map(_is_cue, subtitles))
-    if isinstance(subtitles, str | Path) or is_list_of_cues:
+    is_list = isinstance(subtitles, list | tuple)
+    if not is_list or (len(subtitles) > 0 and all(map(_is_cue, subtitles))):
         subtitles = [subtitles]
     if len(subtitles) != number:
         raise ValueError(
@@ -115,6 +123,8 @@ def _is_cue(item) -> bool:
 
 
 def _read_list(cues: Iterable) -> list[Cue]:
+    if not isinstance(cues, Iterable):
+        raise ValueError(f"Subtitles are {cues!r:.100}: a file, or a list of (start seconds, end seconds, text).")
     found = []
     for i, cue in enumerate(cues):
         try:
@@ -149,9 +159,9 @@ def _read_file(path: Path, on_error: str) -> list[Cue]:
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise ValueError(f"Subtitle file {path} cannot be read as SubRip, WebVTT or ASS: {error}.") from error
     cues = [
-        Cue(event.start / 1000, event.end / 1000, _without_markup(event.plaintext.replace(HELD_BRACE, "{")))
+        Cue(event.start / 1000, event.end / 1000, _without_markup(words_of_event(event)))
         for event in events
-        if not event.is_comment and not event.is_drawing
+        if not event.is_comment
     ]
     if not any(cue.text.strip() for cue in cues):  # times alone are not enough: other formats have them too
         raise ValueError(f"Subtitle file {path} has no cues: expected SubRip (.srt), WebVTT (.vtt) or ASS (.ass).")
@@ -176,7 +186,10 @@ def _events(text: str) -> list:
 def _decode(path: Path) -> str:
     content = path.read_bytes()
     if content.startswith(UTF16_MARKS):
-        return content.decode("utf-16")
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Subtitle file {path} is damaged UTF-16 ({error}): copy or download it again.") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -235,7 +248,7 @@ def align_subtitles(
         The words behind each frame, cues joined by a space, and how many cues were dropped because they start after the
         end, or end before the start.
     """
-    words: list[list[str]] = [[] for _ in times]
+    shown: list[list[Cue]] = [[] for _ in times]
     times = _apart(times, start, end)
     dropped, frame = 0, 0
     for cue in sorted(cues, key=lambda cue: cue.end):
@@ -244,8 +257,8 @@ def align_subtitles(
             continue
         while frame + 1 < len(times) and times[frame + 1] < cue.end:
             frame += 1
-        words[frame].append(cue)
-    return [" ".join(cue.text for cue in sorted(shown, key=lambda cue: cue[:2])) for shown in words], dropped
+        shown[frame].append(cue)
+    return [" ".join(cue.text for cue in sorted(behind, key=lambda cue: cue[:2])) for behind in shown], dropped
 
 
 def _apart(times: Sequence[float], start: float, end: float) -> list[float]:

@@ -127,6 +127,7 @@ class VideoFeatures:
             self.grid_size: int | None = json.loads(self.metadata["grid_size"])
             self.duration = float(self.metadata["duration"])
             self._side = int(self.metadata["patch_grid_side"])
+            self._check_metadata()
             self._features = self._file.get_slice("features")
             self._scales = self._file.get_slice("scales") if self.dtype == "int8" else None
             self.times = self._file.get_tensor("times")
@@ -135,6 +136,15 @@ class VideoFeatures:
             raise ValueError(
                 f"{self.path} is damaged or no file of video features ({error}): extract them again."
             ) from error
+
+    def _check_metadata(self) -> None:
+        if not (isinstance(self.source, dict) and self.source.keys() >= {"name", "size", "sha256"}):
+            raise ValueError(f"its source is {self.source!r}")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"its settings are {self.settings!r}")
+        sides = [self._side, 1 if self.grid_size is None else self.grid_size]
+        if not all(type(side) is int and side >= 1 for side in sides):
+            raise ValueError(f"its patch_grid_side and grid_size are {self._side!r} and {self.grid_size!r}")
 
     def _check_tensors(self) -> None:
         frames, kept, width = self._features.get_shape()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from queue import Empty, SimpleQueue
 from threading import Event
 
@@ -172,12 +172,14 @@ def plan_runs(index: PacketIndex, wanted: Sequence[int]) -> list[Run] | None:
     chosen = np.minimum(by_file, by_screen) - 1
     if (np.diff(chosen) < 0).any():
         return None
-    runs = []
-    for entry in np.unique(chosen):
-        members = np.flatnonzero(chosen == entry)
-        stop = int(packets[members].max()) + 1
-        runs.append(Run(int(entries[entry]), stop, [wanted[member] for member in members]))
-    return runs
+    # As they ascend, the frames of an entry stand together.
+    numbers, starts = np.unique(chosen, return_index=True)
+    stops = np.maximum.reduceat(packets, starts) + 1
+    members = pairwise([*starts.tolist(), len(wanted)])
+    return [
+        Run(start, stop, list(wanted[first:after]))
+        for start, stop, (first, after) in zip(entries[numbers].tolist(), stops.tolist(), members, strict=True)
+    ]
 
 
 def keyframe_runs(index: PacketIndex, wanted: Sequence[int]) -> list[Run] | None:
@@ -261,7 +263,6 @@ class RunDecoder:
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         container, stream = self.open_stream()
         self.opened.append(container)
-        stream.codec_context.thread_type = "AUTO"
         stream.codec_context.thread_count = self.threads
         return container, stream
 

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,23 +169,17 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
         videos = flatten_videos(videos)
         given = flatten_metadata(kwargs.get("video_metadata"), len(videos))
 
-        pixels, counts, metadata = [], [], []
-        for index, video in enumerate(videos):
-            with self._open(video, f"video {index}", given[index], settings) as clip:
-                chunks = list(self._chunks(clip, chunk_size=64, settings=settings))
-            pixels += [chunk for chunk, _ in chunks]
-            clip.metadata.times = torch.cat([times for _, times in chunks]).tolist()
-            counts.append(len(clip.metadata.times))
-            clip.metadata.frames_indices = clip.metadata.frames_indices[: counts[-1]]  # a damaged file gives fewer
-            metadata.append(clip.metadata)
-
-        sizes = {tuple(chunk.shape[-2:]) for chunk in pixels}
-        if len(sizes) > 1:
-            raise ValueError(f"Frames of one batch must have one size, got {sorted(sizes)}: use do_center_crop=True.")
-        data = {"pixel_values_videos": torch.cat(pixels), "video_num_frames": torch.tensor(counts)}
+        with ExitStack() as opened:
+            clips = [
+                opened.enter_context(self._open(video, f"video {index}", given[index], settings))
+                for index, video in enumerate(videos)
+            ]
+            pixels = self._read(clips, settings)
+        counts = [len(clip.metadata.times) for clip in clips]
+        data = {"pixel_values_videos": pixels, "video_num_frames": torch.tensor(counts)}
         batch = BatchFeature(data, tensor_type=settings["return_tensors"])
         if settings["return_metadata"]:
-            batch["video_metadata"] = metadata
+            batch["video_metadata"] = [clip.metadata for clip in clips]
         return batch
 
     def iter_chunks(
@@ -312,6 +306,26 @@ class LlamaVidVideoProcessor(BaseVideoProcessor):
             )
         do_convert_rgb, input_data_format = settings["do_convert_rgb"], settings["input_data_format"]
         return nullcontext(open_frames(video, rule, name, given, self.fps, do_convert_rgb, input_data_format, prepare))
+
+    def _read(self, clips: list[Clip], settings: dict[str, Any]) -> torch.Tensor:
+        """The frames of all clips, one after another; their metadata then say which ones came, and when."""
+        total = sum(len(clip.metadata.frames_indices) for clip in clips)
+        pixels, count = None, 0
+        for clip in clips:
+            clip.metadata.times = []
+            for chunk, times in self._chunks(clip, chunk_size=64, settings=settings):
+                if pixels is None:  # written into place: joining chunks would hold all frames twice
+                    pixels = chunk.new_empty(total, *chunk.shape[1:])
+                if chunk.shape[1:] != pixels.shape[1:]:
+                    sizes = sorted(tuple(frames.shape[-2:]) for frames in (pixels, chunk))
+                    raise ValueError(f"Frames of one batch must have one size, got {sizes}: use do_center_crop=True.")
+                pixels[count : count + len(chunk)] = chunk
+                count += len(chunk)
+                clip.metadata.times += times.tolist()
+                del chunk  # or it would stay while the next one is made
+            # A damaged file gives fewer.
+            clip.metadata.frames_indices = clip.metadata.frames_indices[: len(clip.metadata.times)]
+        return pixels[:count]
 
     def _chunks(
         self, clip: Clip, chunk_size: int, settings: dict[str, Any]

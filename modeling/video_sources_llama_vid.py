@@ -29,7 +29,17 @@ class DamagedVideoError(ValueError):
 
 def source_name(video: Any) -> str:
     """What messages call a file: its path or URL, or how many bytes there are."""
-    return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
+    return f"<{len(video)} bytes>" if isinstance(video, bytes) else without_secrets(str(video))
+
+
+def is_url(name: str) -> bool:
+    """Whether it is an address that can be downloaded."""
+    return re.match(r"https?://", name, re.IGNORECASE) is not None
+
+
+def without_secrets(name: str) -> str:
+    """An address as messages have it: who asks, and with what key, is in none. Paths stay as they are."""
+    return re.sub(r"^(https?://)(?:[^/?#]*@)?([^?#]*).*", r"\1\2", name, flags=re.IGNORECASE | re.DOTALL)
 
 
 @contextmanager
@@ -46,10 +56,10 @@ def local_source(video: str | os.PathLike | bytes) -> Iterator[str | bytes]:
         if not video:
             raise ValueError("The video <0 bytes> is empty. Pass the whole content of a video file.")
         yield video
-    elif re.match(r"https?://", name, re.IGNORECASE):
+    elif is_url(str(video)):
         with tempfile.TemporaryDirectory(prefix="llama-vid-") as folder:
             path = os.path.join(folder, "video")
-            download(name, path)
+            download(str(video), path)
             yield path
     elif re.match(r"[a-z][a-z0-9+.-]*://|data:", name, re.IGNORECASE):
         raise ValueError(f"{name[:200]}: only http and https URLs are read. Pass a file's path, or its bytes.")
@@ -106,8 +116,11 @@ def download(url: str, path: str) -> None:
 
     Raises:
         ValueError: The server cannot be reached, refuses, stops halfway or is silent for `URL_TIMEOUT` seconds; more
-            than `URL_MAX_BYTES` bytes or `URL_MAX_SECONDS` seconds.
+            than `URL_MAX_BYTES` bytes or `URL_MAX_SECONDS` seconds; no address, or one with a user's name in it.
     """
+    name = without_secrets(url)
+    if re.match(r"https?://[^/?#]*@", url, re.IGNORECASE):
+        raise ValueError(f"{name} was given with a user's name, which is not sent: download it, and pass a local file.")
     # Not `build_opener`: its redirects may lead to ftp.
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -120,22 +133,23 @@ def download(url: str, path: str) -> None:
         urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
-    advice = "Download the video and pass its path."
-    deadline, size = time.monotonic() + URL_MAX_SECONDS, 0
+    advice = "Download it yourself and pass its path."
+    deadline, size, is_late = time.monotonic() + URL_MAX_SECONDS, 0, False
     try:
         request = urllib.request.Request(in_ascii(url), headers={"User-Agent": "llama-vid"})
         with opener.open(request, timeout=URL_TIMEOUT) as response, open(path, "wb") as file:
             promised = int(response.headers.get("Content-Length", 0))
-            while promised <= URL_MAX_BYTES and (block := response.read1(1 << 20)):
+            while max(size, promised) <= URL_MAX_BYTES and not is_late and (block := response.read1(1 << 20)):
                 size += len(block)
-                if size > URL_MAX_BYTES:
-                    break
-                if time.monotonic() > deadline:
-                    raise ValueError(f"{url} took more than {URL_MAX_SECONDS:g} s to download. {advice}")
+                is_late = time.monotonic() > deadline
                 file.write(block)
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise ValueError(f"{url} could not be downloaded: {error}. Check the address, or pass a local file.") from error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
+        raise ValueError(
+            f"{name} could not be downloaded: {error}. Check the address, or pass a local file."
+        ) from error
     if max(size, promised) > URL_MAX_BYTES:
-        raise ValueError(f"{url} is larger than {URL_MAX_BYTES} bytes. {advice}")
+        raise ValueError(f"{name} is larger than {URL_MAX_BYTES} bytes. {advice}")
+    if is_late:
+        raise ValueError(f"{name} took more than {URL_MAX_SECONDS:g} s to download. {advice}")
     if size < promised:
-        raise ValueError(f"{url} broke off after {size} of {promised} bytes. Try again, or pass a local file.")
+        raise ValueError(f"{name} broke off after {size} of {promised} bytes. Try again, or pass a local file.")

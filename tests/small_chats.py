@@ -53,6 +53,14 @@ SYSTEM_IN_USER_TURN = """\
 {%- elif message.role == 'assistant' %}{{- ' ' + message.content + eos_token }}
 {%- endif %}
 {%- endfor %}"""
+# Thoughts, here none, stand in the last answer alone, and not in the prompt.
+THINKING = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{{- message.content + eos_token + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 WITHOUT_MARKERS = "{% for message in messages %}{{ message.content }} {% endfor %}"
 FOREIGN = {
     "default_system": WITH_DEFAULT_SYSTEM,

@@ -1,16 +1,21 @@
 """The command line: what it prints, and how it fails."""
 
 import json
+import re
 import subprocess
 import sys
 
+import jinja2
 import pytest
+import yaml
 from original_checkpoints import HEADS, write_original
 from PIL import Image
+from safetensors.torch import load
 from small_videos import pictures
 
 from llama_vid.cli import main
 from llama_vid.data.clips import make_demo_clip
+from llama_vid.modeling import LlamaVidConfig
 
 
 @pytest.fixture
@@ -88,6 +93,30 @@ def test_overrides_are_a_json_object(llama_vid, command, value):
     assert result.returncode == 1
     assert "Error: `--config-overrides` must be a JSON object such as" in result.stderr
     assert f"got {value!r}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda: load(b"cut off"), "A file of weights is damaged"),
+        (lambda: LlamaVidConfig(num_query_tokens="x"), "A configuration has a wrong value, .* 'num_query_tokens'"),
+        (lambda: yaml.safe_load("a: [1\nb: {"), "A YAML file, such as the recipe of `--config`, cannot be read"),
+        (lambda: jinja2.Template("{% for x"), "A chat template is wrong, that of `--chat-template`"),
+        (lambda: json.loads("[" * 100_000), "A file is nested too deeply"),
+    ],
+    ids=["weights", "configuration", "recipe", "template", "nesting"],
+)
+def test_errors_of_libraries_are_told_too(llama_vid, monkeypatch, make, cause):
+    monkeypatch.setattr("llama_vid.cli.app", make)
+    result = llama_vid("ask")
+    assert result.returncode == 1
+    assert re.match(f"Error: {cause}", result.stderr)
+
+
+def test_other_errors_keep_their_traceback(llama_vid, monkeypatch):
+    monkeypatch.setattr("llama_vid.cli.app", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        llama_vid("ask")
 
 
 @pytest.mark.parametrize("command", ["ask", "convert"])

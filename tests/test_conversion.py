@@ -385,7 +385,7 @@ def test_folders_that_hold_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no weights"):
         convert_checkpoint(tmp_path, tmp_path / "output")
     (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match=r"config\.json` is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json` must be a JSON object, but is no JSON"):
         convert_checkpoint(tmp_path, tmp_path / "output")
 
 

@@ -56,11 +56,29 @@ def test_missing_shards_are_named(source, tmp_path):
         convert_checkpoint(source, tmp_path / "output")
 
 
-@pytest.mark.parametrize("content", ['{"weight_map": {"model.norm.weight": "pyt', "", "{}", "[]"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"weight_map": {"model.norm.weight": "pyt', "", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}'],
+)
 def test_a_damaged_index_is_named(source, tmp_path, content):
     (source / "pytorch_model.bin.index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin\.index\.json` is no index of shards.*download it again"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin\.index\.json` must .*weight_map.*get it again"):
         convert_checkpoint(source, tmp_path / "output")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xef\xbb\xbf{}", b"\xff"])
+def test_a_damaged_configuration_is_named(source, tmp_path, name, content):
+    (source / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"source/{name}` must be a JSON object"):
+        convert(source, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_tensors_without_names_are_refused(source, tmp_path):
+    torch.save({3: torch.zeros(1)}, source / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin` must hold a dictionary of tensors by name"):
+        convert(source, tmp_path / "output")
 
 
 @pytest.mark.parametrize("content", ["../../_shared/eva_vit_g.pth", "Entry not found", "(", "R0.", ""])

@@ -1,6 +1,9 @@
 """Extracting features: the files, what is skipped and what is made again, interruptions, processes side by side."""
 
+import errno
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -364,6 +367,21 @@ def test_names_that_are_too_long_for_what_stands_beside_them(clips, tmp_path):
     assert len(extract(video, tmp_path / "out").skipped) == 1
 
 
+def test_names_that_no_text_can_hold(clips, tmp_path):
+    """They come from the file system, byte for byte, and from addresses."""
+    video = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    shutil.copy(clips[0], video)
+    addresses = ["http://[foo/", "http://127.0.0.1:1/a%00b.mp4?key=1"]
+    report = extract([video, *addresses], tmp_path / "out", on_error="skip")
+    path = report.files[video]
+    assert re.fullmatch(r"caf-[0-9a-f]{8}\.safetensors", path.name)
+    assert VideoFeatures(path).source["name"] == "caf?.mp4"
+    assert extract(video, tmp_path / "out").skipped == [path]
+    assert list(report.errors) == addresses
+    stems = [path.stem for path in feature_paths(addresses, tmp_path).values()]
+    assert [stem[:-8] for stem in stems] == ["video-", "ab-"]
+
+
 def test_videos_that_fail_are_named_at_the_end(clips, tmp_path, caplog):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video" * 1000)
@@ -375,6 +393,34 @@ def test_videos_that_fail_are_named_at_the_end(clips, tmp_path, caplog):
     assert list(report.errors) == [str(bad), str(tmp_path / "missing.mp4")]
     assert len(report.skipped) == len(report.files) == 2
     assert str(report).startswith("0 videos extracted, 2 there already, 2 failed; 0 frames in")
+
+
+@pytest.mark.parametrize("place", ["_bytes_of", "os.fsync", "os.replace"])
+def test_a_full_disk_is_no_fault_of_the_videos(clips, tmp_path, monkeypatch, place):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"llama_vid.features.{place}", full)
+    with pytest.raises(OSError, match=r"out.a\.safetensors cannot be written \(.*No space left"):
+        extract(clips, tmp_path / "out", on_error="skip")
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_source_that_fails_while_it_is_read_is_a_bad_video(clips, tmp_path, monkeypatch):
+    def fail(self, pixels):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(LlamaVidVisualModel, "encode_frames", fail)
+    report = extract(clips, tmp_path, on_error="skip")
+    assert set(report.errors.values()) == {"[Errno 5] Input/output error"}
+    assert len(report.errors) == 3
+
+
+def test_checkpoints_of_another_architecture(clips, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    message = r"is of the architecture 'llava', not 'llama_vid': .* `llama-vid convert`, .* `llama-vid create`"
+    with pytest.raises(ValueError, match=message):
+        extract(clips, tmp_path / "out", model=tmp_path)
 
 
 def test_a_video_that_changes_while_it_is_read(clips, tmp_path, monkeypatch):

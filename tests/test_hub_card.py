@@ -313,6 +313,46 @@ def test_a_draft_is_not_lost(folder):
         assert (folder / "README.md.orig").read_text() == draft
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", "a JSON object, but is no JSON"),
+        ("config.json", b'\xef\xbb\xbf{"model_type": "llama_vid"}', "a JSON object, but is no JSON .*BOM"),
+        ("config.json", b"[]", "a JSON object: mend it"),
+        ("adapter_config.json", b"", "a JSON object with base_model_name_or_path, but is no JSON"),
+        ("adapter_config.json", b"{}", "a JSON object with base_model_name_or_path: mend it"),
+        ("adapter_config.json", b"[]", "a JSON object with base_model_name_or_path: mend it"),
+        ("processor_config.json", b"{}", "a JSON object with frame_seq_length, image_seq_length, video_processor"),
+        ("loss_curve.json", b"[]", "a JSON object: mend it"),
+        ("provenance.json", b'[{"step": "conversion", "license": "mit"}]', "a list of steps, each with .*`source`"),
+        ("provenance.json", b'[{"step": "composition"}]', "a list of steps, each with .*`parts`"),
+        ("README.md", b"---\nlicense: [\n---\nMine.", "UTF-8 with metadata in YAML"),
+        ("README.md", b"---\n- mit\n---\nMine.", "UTF-8 with metadata in YAML"),
+        ("README.md", b"\xff\xfe", "UTF-8 with metadata in YAML"),
+    ],
+)
+def test_a_damaged_file_is_named(folder, name, content, message):
+    (folder / "loss_curve.png").write_bytes(b"png")
+    (folder / name).write_bytes(content)
+    with (
+        pytest.raises(ValueError, match=rf"{re.escape(name)}` must be {message}"),
+        hub_repository.repository(folder, "someone/tiny"),
+    ):
+        pass
+
+
+def test_a_draft_that_is_no_text_is_not_lost(folder):
+    draft = b"---\ntags:\n- trl\n---\n\xff"
+    (folder / "README.md").write_bytes(draft)
+    with hub_repository.repository(folder, "someone/tiny") as found:
+        assert MARKER in found.files["README.md"].read_text()
+    assert (folder / "README.md.orig").read_bytes() == draft
+
+
+def test_a_training_of_which_nothing_is_known(folder):
+    assert "None" not in card_of(folder, steps=[{"step": "training", "modules": None, "datasets": None}]).text
+
+
 def test_a_card_of_ones_own_says_all_itself(folder):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nMy own words.")
     for options in ({"license": "mit"}, {"datasets": ["a/b"]}):

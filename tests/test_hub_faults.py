@@ -114,7 +114,7 @@ FAULTS = {
     "code of elsewhere": (
         spoil_auto_map,
         [],
-        "processor_config.json: `auto_map` names the code 'nobody/code--processing.Processor' of elsewhere",
+        "processor_config.json: `auto_map.AutoProcessor` names the code 'nobody/code--processing.Processor'",
     ),
     "no processor": (spoil_processor, [], "processor_config.json is missing"),
     "a missing tensor": (

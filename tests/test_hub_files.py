@@ -10,8 +10,18 @@ import torch
 from safetensors.torch import save_file
 
 import llama_vid.modeling
-from llama_vid.hub_files import TEXTS, check_contents, code_files, collect, find_local_paths, find_private
+from llama_vid.composition import new_folder
+from llama_vid.hub_files import (
+    TEXTS,
+    check_contents,
+    code_files,
+    collect,
+    find_foreign_code,
+    find_local_paths,
+    find_private,
+)
 from llama_vid.session import TINY_CHECKPOINT
+from llama_vid.whole_files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +57,16 @@ def test_what_a_training_leaves_is_no_part_of_a_model(folder):
     files, left_out = collect(folder)
     assert set(files) == set(collect(Path(TINY_CHECKPOINT))[0])
     assert left_out == sorted([*left, "checkpoint-20", "runs"])
+
+
+def test_what_a_killed_process_leaves_is_no_part_of_a_model(folder):
+    before = set(collect(folder)[0])
+    with whole_file(folder / "provenance.json") as file, new_folder(folder / "output") as partial:
+        file.write_text("[")
+        (partial / "model.safetensors").write_bytes(b"cut off")
+        files, left_out = collect(folder)
+    assert set(files) == before
+    assert left_out == sorted([file.name, partial.name])
 
 
 def test_everything_that_is_refused_is_named_at_once(folder, tmp_path):
@@ -131,6 +151,12 @@ def test_words_that_only_sound_secret(text):
     assert find_private("notes.md", text) == []
 
 
+def test_unbroken_text_takes_no_time():
+    """Not the square of its length, which would be hours."""
+    for line in ("a" * 1_000_000, "secret=" * 30_000):
+        assert find_private("notes.md", f"{line}\n{EMAIL}") == ["notes.md, line 2: an e-mail address"]
+
+
 def test_nothing_of_ours_sounds_secret():
     texts = [path for path in Path(TINY_CHECKPOINT).rglob("*") if path.suffix in TEXTS]
     texts += [ROOT / "README.md", *(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.md")]
@@ -178,12 +204,45 @@ def test_short_paths_and_names_in_objects(folder):
     assert found == ["config.json: `root` is the local path '/tmp'", "config.json: `` is the local path '/films/a.mp4'"]
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"auto_map": {"AutoConfig": "evil/repo--x.Y"}}, "auto_map.AutoConfig"),
+        ({"auto_map": {"AutoTokenizer": [None, "evil/repo--x.Y"]}}, "auto_map.AutoTokenizer"),
+        (
+            {"image_processor": {"auto_map": {"AutoImageProcessor": "evil/repo--x.Y"}}},
+            "image_processor.auto_map.AutoImageProcessor",
+        ),
+        ({"parts": [{"inner": {"auto_map": "evil/repo--x.Y"}}]}, "parts.inner.auto_map"),
+        ({"custom_pipelines": {"mine": {"impl": "evil/repo--x.Y"}}}, "custom_pipelines.mine.impl"),
+    ],
+)
+def test_code_of_elsewhere_is_found_wherever_it_is_named(content, key):
+    found = find_foreign_code("config.json", content)
+    assert found == [f"config.json: `{key}` names the code 'evil/repo--x.Y' of elsewhere"]
+    assert find_foreign_code("config.json", json.loads(json.dumps(content).replace("evil/repo--", ""))) == []
+
+
+def test_a_parts_code_of_elsewhere_does_not_go_up(folder):
+    path = folder / "processor_config.json"
+    processor = json.loads(path.read_text())
+    processor["video_processor"]["auto_map"] = {"AutoVideoProcessor": "evil/repo--x.Y"}
+    path.write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match=r"`video_processor\.auto_map\.AutoVideoProcessor` names the code"):
+        check_contents(collect(folder)[0])
+
+
 def test_recipes_name_no_place_on_this_machine(folder):
     (folder / "recipe.yaml").write_text("stage: 2\ntrain_datasets:\n  - path: data/chats.json\n")
     check_contents(collect(folder)[0])
     (folder / "recipe.yaml").write_text("train_datasets:\n  - path: chats.json\n    root: /mnt/films/of-clients\n")
     with pytest.raises(ValueError, match=r"recipe.yaml: `train_datasets.root` is the local path '/mnt/films/"):
         check_contents(collect(folder)[0])
+
+
+def test_names_in_a_recipe_may_be_numbers(folder):
+    (folder / "recipe.yaml").write_text("1: one\n")
+    check_contents(collect(folder)[0])
 
 
 def test_a_folder_that_could_be_a_hub_id(folder, tmp_path, monkeypatch):

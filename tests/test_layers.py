@@ -34,7 +34,7 @@ LAYERS = [
     ["llama_vid.composition_assembly", "llama_vid.composition_language", "llama_vid.composition_parts"],
     ["llama_vid.conversion_files", "llama_vid.conversion_keys", "llama_vid.conversion_tokenizers"],
     ["llama_vid.data", "llama_vid.hub_provenance"],
-    ["llama_vid.features", "llama_vid.transcription", "llama_vid.whole_files"],
+    ["llama_vid.checkpoint_check", "llama_vid.features", "llama_vid.transcription", "llama_vid.whole_files"],
     ["llama_vid.modeling"],
 ]
 LAYER_OF = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}

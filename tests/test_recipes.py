@@ -218,6 +218,7 @@ def test_an_accelerate_config_is_what_its_name_says(name, distributed_type, proc
     assert (config.num_processes, config.mixed_precision) == (processes, "bf16")
     assert config.fsdp_config.get("fsdp_version") == (2 if name == "fsdp2" else None)
     assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+    assert config.gpu_ids == {"single_device": "0", "ddp": "all"}.get(name)  # with all, one process would see them all
     assert sorted(path.stem for path in CONFIGS.glob("*")) == ["ddp", "fsdp2", "single_device", "zero2", "zero3"]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from small_checkpoint import UNTRAINED
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from llama_vid import LlamaVidSession, ask, extract_features, transcription
 from llama_vid.data.clips import make_demo_clip
 from llama_vid.modeling.subtitles_llama_vid import Cue
+from llama_vid.modeling.video_features_llama_vid import VideoFeatures
 from llama_vid.session import TINY_CHECKPOINT
 
 
@@ -82,12 +84,32 @@ def test_typed_tokens_are_words(clip):
     assert session.messages[0]["content"][-1]["text"] == "What does the < video> tag do?< /s>"
 
 
+def test_tokens_that_an_answer_spells_are_words(session, clip, monkeypatch):
+    session.open(clip)
+    monkeypatch.setattr(session.processor, "decode", lambda *args, **kwargs: "the <video> tag")
+    assert session.ask("What?", max_new_tokens=1).text == "the <video> tag"
+    session.ask("And then?", max_new_tokens=1)
+    assert [message["content"][-1]["text"] for message in session.messages[1::2]] == ["the < video> tag"] * 2
+
+
+def test_generation_that_asks_for_more_than_tokens(opened):
+    opened.reset()
+    expected = opened.ask("What is moving?", max_new_tokens=4).text
+    opened.reset()
+    assert opened.ask("What is moving?", max_new_tokens=4, return_dict_in_generate=True).text == expected
+    opened.reset()
+    asked = GenerationConfig(return_dict_in_generate=True, output_scores=True, eos_token_id=2)
+    assert opened.ask("What is moving?", max_new_tokens=4, generation_config=asked).text == expected
+
+
 def test_words_until_the_end_of_the_video(clip, caplog):
     """One frame stands for all of it, and not only for its own instant."""
     cues = [(0.5, 1.0, "first"), (3.0, 4.0, "second"), (60.0, 61.0, "later")]
     session = LlamaVidSession.from_pretrained(UNTRAINED).open(clip, num_frames=1, subtitles=cues)
     answer = session.ask("Who speaks?", max_new_tokens=1)
     assert "looked at from 0.0 to 5.0 s: 1 subtitle cues outside" in caplog.text
+    session.ask("And who answers?", max_new_tokens=1)
+    assert caplog.text.count("subtitle cues outside") == 1
     plain = LlamaVidSession.from_pretrained(UNTRAINED).open(clip, num_frames=1, subtitles=cues[2:])
     assert answer.prompt_length > plain.ask("Who speaks?", max_new_tokens=1).prompt_length
 
@@ -153,7 +175,8 @@ def count_calls(module: torch.nn.Module) -> list:
 def test_a_second_question_neither_decodes_nor_encodes(opened, clip, monkeypatch):
     opened.reset()
     calls = count_calls(opened.model.model.vision_tower)
-    monkeypatch.setattr(opened.processor.video_processor, "iter_chunks", None)
+    for reads_a_video in ("open", "preprocess"):
+        monkeypatch.setattr(opened.processor.video_processor, reads_a_video, None)
     first = opened.ask("What is moving?", max_new_tokens=6)
     second = opened.ask("Which colour is it?", max_new_tokens=6)
     assert not calls
@@ -264,6 +287,44 @@ def test_arguments_that_contradict_each_other(clip, session, features_file):
         session.open(clip, fsp=2)
 
 
+def test_the_earlier_video_stays_until_the_next_is_open(session, clip, tmp_path):
+    first = session.open(clip).ask("What is moving?", max_new_tokens=4).text
+    with pytest.raises(FileNotFoundError):
+        session.open(tmp_path / "missing.mp4")
+    with pytest.raises(ValueError, match="has no text track"):
+        session.open(clip, subtitles=clip)
+    session.ask("And then?", max_new_tokens=4)
+    session.reset()
+    assert session.ask("What is moving?", max_new_tokens=4).text == first
+
+
+@pytest.mark.parametrize("source", ["clip", "features_file"])
+def test_two_videos_features_are_never_held(session, source, request, monkeypatch):
+    session.open(request.getfixturevalue("clip")).ask("What is moving?", max_new_tokens=1)
+    earlier, held = weakref.ref(session.features), []
+
+    def watched(method):
+        def run(*args, **kwargs):
+            held.append(earlier() is not None)
+            return method(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(session.model, "encode_frames", watched(session.model.encode_frames))
+    monkeypatch.setattr(VideoFeatures, "load", watched(VideoFeatures.load))
+    assert session.open(request.getfixturevalue(source)).ask("What?", max_new_tokens=1).num_frames == 5
+    assert held == [False]
+
+
+def test_frames_in_memory_are_not_printed(session):
+    class Frames(np.ndarray):
+        def __str__(self):
+            raise AssertionError("takes a millisecond a frame")
+
+    session.open(np.zeros((2, 60, 60, 3), np.uint8).view(Frames))
+    assert len(session.features) == 2
+
+
 def test_features_of_a_file_stay_there(session, features_file):
     """They are mapped into memory; only a chunk at a time is copied."""
     mapped = Path("/proc/self/maps")
@@ -277,7 +338,7 @@ def test_features_of_a_file_stay_there(session, features_file):
 
 
 def test_a_session_without_a_video():
-    with pytest.raises(ValueError, match="No video is open: call `open` first"):
+    with pytest.raises(ValueError, match="No video is open: `open` one first"):
         LlamaVidSession.from_pretrained().ask("What?")
 
 

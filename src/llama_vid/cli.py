@@ -366,8 +366,33 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _tell(str(error))
+    except Exception as error:
+        causes = [cause for kind, cause in _causes().items() if isinstance(error, kind)]
+        if not causes:
+            raise
+        _tell(f"{causes[0]}: {error}")
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _causes() -> dict[type[Exception], str]:
+    """What a user can mend and a library tells by a class of its own: imported when one is there, `--help` is quick."""
+    from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+    from yaml import YAMLError
+
+    return {
+        SafetensorError: "A file of weights is damaged or cut off, download or copy it again",
+        StrictDataclassError: "A configuration has a wrong value, in config.json or `--config-overrides`",
+        YAMLError: "A YAML file, such as the recipe of `--config`, cannot be read",
+        TemplateError: "A chat template is wrong, that of `--chat-template` or of the checkpoint",
+        RecursionError: "A file is nested too deeply to be read",
+    }
 
 
 if __name__ == "__main__":

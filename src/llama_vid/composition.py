@@ -117,7 +117,8 @@ def create_model(
         FileNotFoundError: if a part is missing.
         FileExistsError: if `output` holds something.
         ValueError: if a part is of the wrong kind, lacks weights or does not fit, the context cannot be had, or an
-            argument is unknown. Nothing is left behind then.
+            argument is unknown. Nothing is left behind then (by a process that is killed, `.<output>.….partial`
+            beside the output, which may be deleted).
     """
     output = empty_place(output)
     dtype = _parse_dtype(dtype)
@@ -203,7 +204,7 @@ def empty_place(output: str | Path) -> Path:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which becomes `output` if nothing fails."""
+    """A folder under a temporary name (of `LEFTOVERS`), which becomes `output` if nothing fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()

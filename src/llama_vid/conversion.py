@@ -1,7 +1,6 @@
 # Copyright 2026 The llama-vid authors. Licensed under the Apache License, Version 2.0.
 """From the original research code's checkpoints to folders that `from_pretrained` loads."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from .conversion_tokenizers import extend_vocabulary, load_qformer_tokenizer, lo
 from .hub_provenance import conversion_step, write_provenance
 from .modeling.configuration_llama_vid import LlamaVidConfig
 from .modeling.modeling_llama_vid import LlamaVidForConditionalGeneration
+from .whole_files import read_json_object
 
 ADAPTER_FILE = "mm_projector.bin"
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -105,7 +105,8 @@ def convert_checkpoint(
         FileExistsError: if `output` holds something.
         ImportError: if the tokenizer is a SentencePiece file and its libraries are not installed.
         ValueError: if a file is damaged or a pickle with code in it, a tensor is missing, unknown or of the wrong
-            shape, or the configuration makes no sense. Nothing is left behind then.
+            shape, or the configuration makes no sense. Nothing is left behind then (by a process that is killed,
+            `.<output>.….partial` beside the output, which may be deleted).
     """
     output = empty_place(output)
     original = _open_original(source, base_model, vision_tower)
@@ -208,7 +209,7 @@ class _Original:
         settings = self.folder / named / "preprocessor_config.json"
         if settings.is_file():
             values = _read_json(settings)
-            size = values["crop_size"] if "crop_size" in values else values["size"]
+            size = values.get("crop_size") or values.get("size") or {}
             return size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
         match = re.search(r"(?<!\d)(224|336)(?!\d)", named)
         return int(match[1]) if match else None
@@ -408,10 +409,7 @@ def _read_json(path: Path) -> dict:
     # Not through AutoConfig: `llava`, which some originals say, is another model's type in transformers.
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing: the folder is no checkpoint, or its download is incomplete.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` is no JSON: {error}.") from error
+    return read_json_object(path)
 
 
 def _parse_dtype(dtype: str | torch.dtype | None, original: _Original) -> torch.dtype:

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .whole_files import read_json_object
+
 # A shard is what is in memory at once, so this bounds the memory of a conversion.
 MAX_SHARD_BYTES = 2_000_000_000
 
@@ -99,12 +101,10 @@ class TensorFiles:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     """Tensors with the shards that they are in."""
-    try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"`{index}` is no index of shards (JSON with a `weight_map`): it is damaged or cut off, download it again."
-        ) from error
+    weight_map = read_json_object(index, "weight_map")["weight_map"]
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"`{index}` must name a file for every tensor in its `weight_map`: get it again.")
+    return weight_map
 
 
 class _SafetensorsFile:
@@ -138,8 +138,10 @@ class _PickleFile:
             raise ValueError(f"`{path}` is no readable PyTorch file ({error}): download it again.") from error
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             content = content["model"]
-        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise ValueError(f"`{path}` must hold a dictionary of tensors, or one under the key `model`.")
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+        ):
+            raise ValueError(f"`{path}` must hold a dictionary of tensors by name, or one under the key `model`.")
         self._tensors: dict[str, torch.Tensor] = content
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

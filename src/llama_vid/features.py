@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import AutoVideoProcessor
 
+from llama_vid.checkpoint_check import check_architecture
 from llama_vid.modeling import LlamaVidConfig, LlamaVidVideoProcessor
 from llama_vid.modeling.modeling_llama_vid_visual import LlamaVidVisualModel
 from llama_vid.modeling.video_features_llama_vid import (
@@ -33,7 +34,7 @@ from llama_vid.modeling.video_features_llama_vid import (
 )
 from llama_vid.modeling.video_frame_files_llama_vid import FrameFiles, is_frame_files
 from llama_vid.modeling.video_processing_llama_vid import LlamaVidVideoChunks
-from llama_vid.modeling.video_sources_llama_vid import local_source
+from llama_vid.modeling.video_sources_llama_vid import is_url, local_source, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,9 @@ def extract_features(
         `ExtractionReport`
 
     Raises:
-        ValueError: Arguments that make no sense; videos that failed, all of them by name, unless `on_error="skip"`.
+        ValueError: Arguments that make no sense, a checkpoint of another architecture; videos that failed, all of them
+            by name, unless `on_error="skip"`.
+        OSError: A file that cannot be written, at once.
     """
     videos = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
     if dtype not in FEATURES_DTYPES:
@@ -143,6 +146,7 @@ def extract_features(
     if not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}.")
     targets = feature_paths(videos, output)
+    check_architecture(model)
     video_processor = AutoVideoProcessor.from_pretrained(model)
     sampling = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames, "start": start, "end": end}
     sampling |= {"keyframes_only": keyframes_only, "video_metadata": video_metadata}
@@ -163,7 +167,7 @@ def extract_features(
         extractor = _Extractor(tower, video_processor, sampling, metadata, chunk_size, overwrite)
         report = extractor.run({video: targets[video] for video in share})
     if report.errors and on_error == "raise":
-        failures = "\n".join(f"- {video}: {reason}" for video, reason in report.errors.items())
+        failures = "\n".join(f"- {source_name(video)}: {reason}" for video, reason in report.errors.items())
         raise ValueError(
             f"{len(report.errors)} of {len(share)} videos failed, the features of the others are in {output}. Repair "
             f'or leave out these, or pass on_error="skip":\n{failures}'
@@ -205,19 +209,43 @@ def feature_paths(videos: Sequence[str | os.PathLike], output: str | os.PathLike
 
 def features_stem(name: str) -> str:
     """What the files of a video's features begin with: its name without the last ending, of a URL that of its path."""
-    return PurePosixPath(unquote(urlsplit(name).path)).stem if _is_url(name) else Path(name).stem
+    return Path(_file_name(name)).stem
 
 
 def features_name(stem: str, place: str, *, is_alone: bool) -> str:
     """
-    The name of a video's file of features: its stem, and a hash of its place where others have the same stem, or it is
-    too long for file systems with what stands beside it while it is written.
+    The name of a video's file of features: its stem, and a hash of its place where others have the same stem, it has
+    what no text or no name can hold, or is too long for file systems with what stands beside it while it is written.
     """
-    if stem and is_alone and len(stem.encode()) <= MAX_STEM_BYTES:
+    text = stem.encode(errors="ignore").replace(b"\0", b"")
+    if stem and is_alone and text == stem.encode(errors="replace") and len(text) <= MAX_STEM_BYTES:
         return f"{stem}.safetensors"
-    place = place if _is_url(place) else os.path.abspath(place)
-    stem = stem.encode()[: MAX_STEM_BYTES - 9].decode(errors="ignore")
-    return f"{stem or 'video'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.safetensors"
+    place = place if is_url(place) else os.path.abspath(place)
+    digest = hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
+    return f"{text[: MAX_STEM_BYTES - 9].decode(errors='ignore') or 'video'}-{digest[:8]}.safetensors"
+
+
+def _file_name(video: str) -> str:
+    """The last part of a path, or of that of a URL; of one that is none, nothing."""
+    if not is_url(video):
+        return Path(video).name
+    try:
+        return PurePosixPath(unquote(urlsplit(video).path)).name
+    except ValueError:
+        return ""
+
+
+class _OutputError(OSError):
+    """A file of features that cannot be written."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Errors of the system within are those of writing this file."""
+    try:
+        yield
+    except OSError as error:
+        raise _OutputError(f"{path} cannot be written ({error}): make room, or choose another folder.") from error
 
 
 class _Extractor:
@@ -270,9 +298,11 @@ class _Extractor:
             else:
                 report.skipped.append(path)
             report.files[video] = path
+        except _OutputError:  # no fault of the video, and the others would end in it too
+            raise
         except (ValueError, OSError) as error:
             report.errors[video] = str(error)
-            logger.warning("%s failed: %s", video, error)
+            logger.warning("%s failed: %s", source_name(video), error)
         finally:
             lock.release()
         return True
@@ -281,7 +311,7 @@ class _Extractor:
         """Write one video's features; the number of its frames, 0 if they are there already."""
         with nullcontext(video) if is_frame_files(video) else local_source(video) as source:
             before = _state(source)
-            name = PurePosixPath(unquote(urlsplit(video).path)).name if _is_url(video) else Path(video).name
+            name = _file_name(video).encode(errors="replace").decode()
             fingerprint = {"name": name, "size": sum(size for _, size, _ in before), "sha256": _sha256(source)}
             metadata = self.metadata | {"source": json.dumps(fingerprint)}
             if not overwrite and self._is_done(path, metadata):
@@ -289,13 +319,16 @@ class _Extractor:
             partial = path.with_name(f".{path.name}.partial")  # the lock's holder is the only one who writes it
             try:
                 reading = self.video_processor.open(source, **self.sampling, chunk_size=self.chunk_size)
-                with reading as reader, open(partial, "wb") as file:
+                with reading as reader, _writing(path), open(partial, "wb") as file:
                     frames = _write(file, self._encoded(reader, metadata, progress), metadata)
                     file.flush()
                     os.fsync(file.fileno())
                 if before != _state(source):
-                    raise ValueError(f"{video} changed while it was read: extract it again when it is complete.")
-                os.replace(partial, path)
+                    raise ValueError(
+                        f"{source_name(video)} changed while it was read: extract it again when it is complete."
+                    )
+                with _writing(path):
+                    os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
         return frames
@@ -329,11 +362,15 @@ class _Extractor:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         """
         (rows as they are stored, their scales, times) of a chunk at a time, on the CPU; in the end the metadata has the
-        `duration`, which of a damaged file is how far it could be read.
+        `duration`, which of a damaged file is how far it could be read. Whatever is wrong with reading is a ValueError:
+        OSErrors are those of writing.
         """
-        for pixels, times in reader.chunks:
-            yield *self._encode(pixels), times
-            progress.update(len(times))
+        try:
+            for pixels, times in reader.chunks:
+                yield *self._encode(pixels), times
+                progress.update(len(times))
+        except OSError as error:
+            raise ValueError(str(error)) from error
         metadata["duration"] = repr(reader.metadata.duration)
 
     def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -445,10 +482,6 @@ def _sha256(source: str) -> str:
     if not os.path.isdir(source):
         return digests[0][1]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-
-def _is_url(name: str) -> bool:
-    return name.lower().startswith(("http://", "https://"))
 
 
 class _VisionTower(LlamaVidVisualModel):

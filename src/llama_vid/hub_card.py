@@ -26,6 +26,7 @@ from transformers import AutoConfig
 
 from .hub_provenance import is_hub_id
 from .training.module_names import VISUAL_MODULES
+from .whole_files import read_json_object
 
 # Of cards that may be written anew. Whoever edits a card, in a folder or on the Hub, deletes the line.
 MARKER = (
@@ -98,7 +99,8 @@ def render_card(
         metrics=sorted({row["metric"] for row in evaluation}) or None,
         eval_results=[_result(row) for row in evaluation] or None,
     )
-    processor = _read(files["processor_config.json"])
+    needed = ("frame_seq_length", "image_seq_length", "video_processor")
+    processor = read_json_object(files["processor_config.json"], *needed)
     frame_tokens = processor["frame_seq_length"]
     sees, film, frames = _sampling(processor["video_processor"])
     known = [step["step"] for step in steps]
@@ -286,11 +288,11 @@ def _training_rows(steps: Sequence[dict]) -> list[dict[str, Any]]:
 
 def _training_row(step: dict) -> dict[str, Any]:
     """What is known of a stage."""
-    modules = ", ".join(step.get("modules", []))
+    modules = ", ".join(step.get("modules") or [])
     lora = step.get("lora")
     data = [
         source["name"] + (f" (weight {source['weight']:g})" if source.get("weight", 1) != 1 else "")
-        for source in step.get("datasets", [])
+        for source in step.get("datasets") or []
     ]
     return {
         "stage": step.get("stage"),
@@ -311,7 +313,7 @@ def _curve_steps(files: Mapping[str, Path]) -> int | None:
     """Where the loss curve beside the checkpoint ends."""
     if "loss_curve.json" not in files or "loss_curve.png" not in files:
         return None
-    points = _read(files["loss_curve.json"]).get("loss")
+    points = read_json_object(files["loss_curve.json"]).get("loss")
     if not points:
         return None
     return points[-1][0]

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 import llama_vid.modeling
 
+from .whole_files import LEFTOVERS
+
 CARD = "README.md"
 DRAFT = "README.md.orig"  # of a trainer, which the card took the place of
 
@@ -22,12 +24,16 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 TEXT_NAMES = {"LICENSE", "NOTICE"}
 
 # What transformers' Trainer, accelerate, DeepSpeed, git and huggingface_hub leave beside a model. It is no part of the
-# model, and some of it would give away more than that: training_args.bin holds the Hub token.
+# model, and some of it would give away more than that: training_args.bin holds the Hub token. Nor is what a killed
+# process did not finish.
 LEFT_OUT = (
     *("training_args.bin", "trainer_state.json", "optimizer*", "scheduler.*", "scaler.pt", "rng_state*.pth"),
     *("checkpoint-*", "runs", "global_step*", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
-    *(".git", ".gitattributes", ".cache", DRAFT),
+    *(".git", ".gitattributes", ".cache", DRAFT, LEFTOVERS),
 )
+
+# What configurations name code under: classes of the library's, anywhere in a file, and pipelines.
+CODE = {"auto_map", "custom_pipelines"}
 
 PARSERS = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 
@@ -40,8 +46,8 @@ NAMED = r"(?=[psha])(password|passwd|secret|(api|access|private|secret)[_-]?key|
 # In quotation marks it is anything but a gap to be filled in, such as "<TOKEN>" or "${TOKEN}".
 QUOTED = r"[\"']?\s*[:=]\s*[\"'](?![<{]|(?-i:\$\{?[A-Z]))[^\"'\s]{8,}[\"']"
 # Without them it has letters and digits, and is no code or prose: it clings to an equals sign, as in a shell, or is all
-# that is left of the line.
-KEY = r"(?=[CHARS]*[a-z])(?=[CHARS]*\d)[CHARS]{8,}+".replace("CHARS", r"\w+/=~@!%^&*-")
+# that is left of the line. They are looked for no further than keys are long, or unbroken text takes very long.
+KEY = r"(?=[CHARS]{0,255}[a-z])(?=[CHARS]{0,255}\d)[CHARS]{8,}+".replace("CHARS", r"\w+/=~@!%^&*-")
 UNQUOTED = rf"(={KEY}(?![.(\[])|[ \t]*[:=][ \t]*{KEY}[ \t]*(#.*)?$)"
 
 SECRETS = {
@@ -53,7 +59,8 @@ SECRETS = {
     "a password or key": rf"(?im){NAMED}({QUOTED}|{UNQUOTED})",
 }
 PERSONAL = {
-    "an e-mail address": r"[\w.+-]+@[\w-]+(\.[\w-]+)*\.[A-Za-z]{2,}",
+    # From the beginning of a word on, or long ones take very long.
+    "an e-mail address": r"(?<![\w.+-])[\w.+-]+@[\w-]+(\.[\w-]+)*\.[A-Za-z]{2,}",
     "a home directory": r"/(home|Users)/[^/\s\"'<>]+|(?<![\w.])/root/|[A-Za-z]:\\+Users\\+[^\\\s\"'<>]+",
 }
 LOCAL_PATH = re.compile(r"file:|~[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|/[^/\s]+/")
@@ -183,9 +190,10 @@ def find_local_paths(name: str, content: Any) -> list[str]:
 
 def find_foreign_code(name: str, content: Any) -> list[str]:
     """Code of other repositories (`owner/name--file.Class`) that loading a file's content would run, as sentences."""
-    named = content.get("auto_map") if isinstance(content, dict) else None
     return [
-        f"{name}: `auto_map` names the code {value!r} of elsewhere" for _, value in _strings(named) if "--" in value
+        f"{name}: `{key}` names the code {value!r} of elsewhere"
+        for key, value in _strings(content)
+        if "--" in value and not CODE.isdisjoint(key.split("."))
     ]
 
 
@@ -205,7 +213,7 @@ def _strings(value, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield key, str(name)
-            yield from _strings(inner, f"{key}.{name}" if key else name)
+            yield from _strings(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner, key)

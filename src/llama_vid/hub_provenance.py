@@ -24,6 +24,9 @@ CACHED = re.compile(r"/models--([^/]+)/(?:snapshots|blobs)/")
 RELEASED_BY, RELEASED_LICENSE = "YanweiLi", "cc-by-nc-4.0"
 RELEASED = re.compile(r"llama-vid-(7b|13b)-(full|pretrain)-(224|336)(-video-fps-1|-long-video)?")
 
+# What steps say at least, besides their kind.
+NEEDED = {"composition": {"parts"}, "conversion": {"source"}}
+
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:
     """
@@ -39,9 +42,17 @@ def read_provenance(folder: Path) -> list[dict[str, Any]]:
         steps = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"`{path}` is no JSON: {error}.") from error
-    if not isinstance(steps, list) or not all(isinstance(step, dict) and "step" in step for step in steps):
-        raise ValueError(f"`{path}` must be a list of steps, each with the key `step`: mend or delete it.")
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        raise ValueError(
+            f"`{path}` must be a list of steps, each with the key `step`, `parts` for a composition, `source` for a "
+            "conversion: mend or delete it."
+        )
     return steps
+
+
+def _is_step(step: Any) -> bool:
+    kind = step.get("step") if isinstance(step, dict) else None
+    return isinstance(kind, str) and step.keys() >= NEEDED.get(kind, set())
 
 
 def provenance_of(model: str, revision: str | None = None, token: str | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -17,7 +18,7 @@ from .hub_card import MARKER, is_written_by_hand, license_of, render_card
 from .hub_files import CARD, DRAFT, check_contents, code_files, collect, find_foreign_code, find_private
 from .hub_provenance import is_hub_id, provenance_of, read_provenance
 from .training.trained_modules import DESCRIPTION, WEIGHTS, read_trained_modules
-from .whole_files import link_or_copy, write_text
+from .whole_files import link_or_copy, read_json_object, write_text
 
 ADAPTER = "adapter_config.json"
 
@@ -64,20 +65,22 @@ def repository(
     with ExitStack() as stack:
         if merge or DESCRIPTION in files:
             place = folder.resolve()  # beside it is room for a model
-            work = stack.enter_context(TemporaryDirectory(dir=place.parent, prefix=f".{place.name}."))
+            work = stack.enter_context(
+                TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.", suffix=".partial")
+            )
             files = _completed(folder, files, Path(work), token)
         _check_kinds(folder, files)
         # The package's own code is what the folder's was compared with.
         files = {**files, **code_files()}
         card = folder / CARD
-        is_kept = card.is_file() and is_written_by_hand(card.read_text(encoding="utf-8"))
+        is_kept = card.is_file() and is_written_by_hand(card.read_text(encoding="utf-8", errors="replace"))
         if is_kept:
             if license or datasets:
                 raise ValueError(
                     f"`license` and `datasets` are for the card that is written, and {card} was written by hand: say "
                     "them there."
                 )
-            license_of(read_provenance(folder), ModelCard.load(card).data.license)
+            license_of(read_provenance(folder), _license_on(card))
         else:
             files.pop(CARD, None)
         check_contents({name: path for name, path in files.items() if path.suffix != ".py"}, token)
@@ -144,7 +147,7 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
 
 def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
     """Weights and configuration of the model on the Hub that an adapter is for, by name."""
-    config = json.loads(adapter.read_text(encoding="utf-8"))
+    config = read_json_object(adapter, "base_model_name_or_path")
     base, kinds = config["base_model_name_or_path"], ("*.safetensors", "*.json")
     options = {"allow_patterns": [*kinds], "ignore_patterns": ["*/*"], "token": token}
     try:
@@ -156,7 +159,7 @@ def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
         ) from error
     # There may be more of it, from another download.
     files = {path.name: path for kind in kinds for path in snapshot.glob(kind)}
-    if "config.json" in files and find_foreign_code("", json.loads(files["config.json"].read_text())):
+    if "config.json" in files and find_foreign_code("", read_json_object(files["config.json"])):
         raise ValueError(f"The config.json of `{base}` names code of another repository, which is not run here.")
     return files
 
@@ -164,7 +167,7 @@ def _base_files(adapter: Path, token: str | None) -> dict[str, Path]:
 def _base(folder: Path, files: Mapping[str, Path]) -> tuple[str | None, str | None]:
     """Model and revision that an adapter or trained modules are for."""
     if ADAPTER in files:
-        config = json.loads(files[ADAPTER].read_text(encoding="utf-8"))
+        config = read_json_object(files[ADAPTER], "base_model_name_or_path")
         return config["base_model_name_or_path"], config.get("revision")
     trained = read_trained_modules(folder)
     return (None, None) if trained is None else (trained.base_model_name_or_path, trained.base_model_revision)
@@ -206,14 +209,22 @@ def _check_kinds(folder: Path, files: Mapping[str, Path]) -> None:
             "(or adapter) and processor into it with save_pretrained."
         )
     if "config.json" in files:
-        model_type = json.loads(files["config.json"].read_text(encoding="utf-8")).get("model_type")
+        model_type = read_json_object(files["config.json"]).get("model_type")
         if model_type != "llama_vid":
             raise ValueError(f"`{folder}` is no checkpoint of a LLaMA-VID: its model_type is {model_type!r}.")
 
 
+def _license_on(card: Path) -> str | None:
+    """What a card that somebody wrote says of it."""
+    try:
+        return ModelCard.load(card).data.license
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"`{card}` must be UTF-8 with metadata in YAML: mend or delete it ({error}).") from error
+
+
 def _write_card(path: Path, text: str) -> None:
     try:
-        if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+        if path.is_file() and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
             os.replace(path, path.with_name(DRAFT))  # a trainer's, in which somebody may have written nevertheless
         write_text(path, text)
     except OSError as error:

@@ -1,5 +1,7 @@
 """A conversation about a video: decoded and encoded once, chunk by chunk; questions are answered from the features."""
 
+import gc
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from llama_vid.checkpoint_check import check_architecture
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.messages_llama_vid import FILM_END, FILM_INTRODUCTION
 from llama_vid.modeling.modeling_llama_vid import CACHE_NAME
@@ -19,7 +22,9 @@ from llama_vid.modeling.subtitles_llama_vid import Clock, Cue, read_subtitles
 from llama_vid.modeling.video_decoding_llama_vid import LlamaVidVideoMetadata
 from llama_vid.modeling.video_features_llama_vid import VideoFeatures, encoder_fingerprint, pixel_settings
 from llama_vid.modeling.video_processing_llama_vid import LlamaVidVideoChunks
-from llama_vid.modeling.video_sources_llama_vid import local_source
+from llama_vid.modeling.video_sources_llama_vid import local_source, source_name
+
+logger = logging.getLogger(__name__)
 
 # A small checkpoint inside the package, which recipes/tiny trained: it answers about a world of coloured shapes.
 TINY_CHECKPOINT = str(files("llama_vid") / "tiny")
@@ -87,8 +92,9 @@ class LlamaVidSession:
                 Whether code of the checkpoint may run; LLaMA-VID ones do not need it, their classes are installed here.
 
         Raises:
-            ValueError: if the checkpoint lacks tensors of the model, or has others.
+            ValueError: if the checkpoint is of another architecture, lacks tensors of the model, or has others.
         """
+        check_architecture(model)
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
         return cls(_load_model(model, trust_remote_code), processor)
 
@@ -103,7 +109,9 @@ class LlamaVidSession:
         **sampling,
     ) -> "LlamaVidSession":
         """
-        Decode and encode a video, and begin a conversation about it. No more than a chunk of pixels is held at a time.
+        Decode and encode a video, and begin a conversation about it. No more than a chunk of pixels is held at a time,
+        and no more than one video's features: the earlier video is let go once this one and its words are open, and
+        stays where they cannot be opened.
 
         Args:
             video (`str`, `PathLike` or `bytes`):
@@ -131,12 +139,14 @@ class LlamaVidSession:
         if transcribe is not None and not isinstance(video, str | PathLike | bytes):
             raise ValueError("Frames in memory have no sound to `transcribe`: pass `subtitles`, or the video's file.")
         sampling = {name: value for name, value in sampling.items() if value is not None}
-        if not isinstance(video, bytes) and str(video).endswith(".safetensors"):
+        if isinstance(video, str | PathLike) and str(video).endswith(".safetensors"):
             if transcribe is not None or sampling:
                 given = [*sampling, *(["transcribe"] if transcribe is not None else [])]
                 raise ValueError(f"{video} holds features, which were sampled and have no sound: leave out {given}.")
-            features, clock = self._read_features(video)
+            file = self._open_features(video)
             cues = None if subtitles is None else read_subtitles(subtitles)
+            self._close()
+            features, clock = file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.clock
         else:
             on_error = sampling.get("on_error", self.processor.video_processor.on_error)
             # Not twice over the network.
@@ -147,10 +157,11 @@ class LlamaVidSession:
                 ) as reader,  # before the words, which may take hours: what is wrong with the video comes up at once
             ):
                 cues = _words(source, subtitles, transcribe, language, reader.metadata, on_error)
+                self._close()
                 features, clock = self._encode(reader)
-        self.features, self.clock, self.subtitles = features, clock, cues
+        self.features, self.clock = features, clock
+        self.subtitles = None if cues is None else _within(cues, clock)
         self._opening_seconds = time.perf_counter() - start
-        self.reset()
         return self
 
     @property
@@ -158,11 +169,11 @@ class LlamaVidSession:
         """When the frames are shown, in seconds after the first of the video."""
         return [] if self.clock is None else self.clock.times
 
-    def _read_features(self, path: str | PathLike) -> tuple[torch.Tensor, Clock]:
+    def _open_features(self, path: str | PathLike) -> VideoFeatures:
         file = VideoFeatures(path)
         encoder = encoder_fingerprint(self.model.model.vision_tower, self.model.config)
         file.check(encoder=encoder, settings=pixel_settings(self.processor.video_processor))
-        return file.load(torch.bfloat16 if file.dtype == "bfloat16" else torch.float16), file.clock
+        return file
 
     def _encode(self, reader: LlamaVidVideoChunks) -> tuple[torch.Tensor, Clock]:
         features, times = None, []
@@ -179,6 +190,13 @@ class LlamaVidSession:
         part = reader.metadata
         return features[: len(times)], Clock.of_part(times, part.duration, part.start, part.end)
 
+    def _close(self) -> None:
+        """Let go of the video, and of the conversation, whose messages hold its features too."""
+        if self.features is not None:
+            self.features = self.clock = self.subtitles = None
+            self.reset()
+            gc.collect()  # rendered templates of older transformers hold the messages in a cycle
+
     def reset(self) -> None:
         """Forget the conversation, keep the video."""
         self.messages = []
@@ -194,13 +212,13 @@ class LlamaVidSession:
             question (`str`): The question.
             max_new_tokens (`int`, *optional*, defaults to 128): Length of the answer at most.
             streamer (`BaseStreamer`, *optional*): Receives the answer's tokens as they come.
-            **kwargs: Passed to `generate` (greedy decoding by default).
+            **kwargs: Passed to `generate` (greedy decoding by default), whose tokens are all that is taken of it.
 
         Raises:
             ValueError: if no video is open or the question is empty.
         """
         if self.features is None:
-            raise ValueError("No video is open: call `open` first.")
+            raise ValueError("No video is open: `open` one first.")
         if not question.strip():
             raise ValueError("`question` is empty: ask something about the video.")
         start = time.perf_counter()
@@ -218,13 +236,11 @@ class LlamaVidSession:
         prompt_length = inputs["input_ids"].shape[1]
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         cache = self.model.prefill(**inputs, video_features=features)
-        output_ids = self.model.generate(
-            **prompt,
-            streamer=streamer,
-            **{CACHE_NAME: cache, "do_sample": False, "max_new_tokens": max_new_tokens, **kwargs},
-        )
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs, "return_dict_in_generate": False}
+        output_ids = self.model.generate(**prompt, streamer=streamer, **{CACHE_NAME: cache, **options})
         text = self.processor.decode(output_ids[0, prompt_length:], skip_special_tokens=True).strip()
-        self.messages += [user, {"role": "assistant", "content": [_text(text)]}]
+        [words] = self.processor.as_words([text])  # and so is one that the model spells
+        self.messages += [user, {"role": "assistant", "content": [_text(words)]}]
         seconds, self._opening_seconds = time.perf_counter() - start + self._opening_seconds, 0.0
         return Answer(text, len(self.features), self.processor.frame_seq_length, prompt_length, seconds)
 
@@ -265,7 +281,7 @@ def ask(
 def check_files(video: str | PathLike | bytes, subtitles: str | PathLike | list | None) -> None:
     """Raises FileNotFoundError if one of them is named and not there, before anything that takes long."""
     if isinstance(subtitles, str) and "://" in subtitles:
-        raise ValueError(f"`subtitles` is the address {subtitles}: download the file and pass its path.")
+        raise ValueError(f"`subtitles` is the address {source_name(subtitles)}: download the file and pass its path.")
     for kind, name in (("Video", video), ("Subtitle", subtitles)):
         if isinstance(name, str | PathLike) and "://" not in str(name) and not Path(name).exists():
             raise FileNotFoundError(f"{kind} file {name} does not exist (looked in {Path(name).absolute().parent}).")
@@ -285,6 +301,17 @@ def _words(
 
         return transcribe_sound(video, transcribe, language=language, start=part.start, end=part.end, on_error=on_error)
     return None if subtitles is None else read_subtitles(subtitles, on_error=on_error)
+
+
+def _within(cues: list[Cue], part: Clock) -> list[Cue]:
+    """The cues that stand behind frames. The processor would drop the others too, with a warning at every question."""
+    shown = [cue for cue in cues if cue.start < part.end and cue.end > part.start]
+    if len(shown) < len(cues):
+        logger.warning(
+            f"The video is looked at from {max(0.0, part.start):.1f} to {part.end:.1f} s: {len(cues) - len(shown)} "
+            "subtitle cues outside that are dropped."
+        )
+    return shown
 
 
 def _text(text: str) -> dict:

@@ -84,6 +84,17 @@ def test_columns_fill_placeholders_by_kind():
     assert messages == [user(FILM, "Which of", A, ",", B, "is in it?"), assistant("The first.")]
 
 
+def test_keys_that_say_nothing():
+    """As `datasets` fills them in, and as many data sets count their images."""
+    content = [
+        {"type": "image", "index": 0, "text": None, "fps": None},
+        {"type": "text", "text": "Who?", "index": None},
+    ]
+    answer = {"role": "assistant", "content": "He.", "tool_calls": [], "reasoning_content": None, "name": "a"}
+    messages = row_messages(messages=[{"role": "user", "content": content}, answer], images=["a.jpg"])
+    assert messages == [user({**A, "index": 0}, "Who?"), assistant("He.")]
+
+
 def test_parts_without_a_source_take_the_columns_visuals():
     content = [{"type": "text", "text": "Who?"}, {"type": "image"}, {"type": "video", "subtitles": "film.srt"}]
     messages = row_messages(
@@ -132,6 +143,15 @@ def test_no_key_of_a_part_names_files_elsewhere():
     for key in ("path", "image", "url"):
         with pytest.raises(ValueError, match="leads out of the folder"):
             row_messages(messages=[user({"type": "image", key: "../a.jpg"}, "Who?"), assistant("He.")])
+    for text in ("/etc/a.jpg", 5):
+        with pytest.raises(ValueError, match=f"`base64` is '{text}', which is no base64"):
+            row_messages(messages=[user({"type": "image", "base64": text}, "Who?"), assistant("He.")])
+
+
+@pytest.mark.parametrize("text", ["cGljdHVyZQ==", "data:image/png;base64,cGljdHVyZQ=="])
+def test_base64_is_content(text):
+    [message, _] = row_messages(messages=[user({"type": "image", "base64": text}, "Who?"), assistant("He.")])
+    assert message["content"][0] == {"type": "image", "image": b"picture"}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +167,11 @@ def test_no_key_of_a_part_names_files_elsewhere():
         ({"messages": [user({"type": "image_url"}), assistant("b")]}, "A part of type image_url has no address"),
         ({"messages": [user({"type": "text"}), assistant("b")]}, "a part of type text of the user's has no `text`"),
         ({"messages": [user("a"), assistant("b", A)]}, "the assistant's turn has a visual: only the user's"),
+        ({"messages": [user("a"), {**assistant(""), "tool_calls": [{"id": 1}]}]}, "turn 1 says .* `tool_calls`"),
+        ({"messages": [user("a"), {**assistant("b"), "reasoning_content": "c"}]}, "turn 1 says .* `reasoning_content`"),
+        ({"messages": [user({**FILM, "fps": 2, "nframes": 4}), assistant("b")]}, "video has `fps`, `nframes`"),
+        ({"messages": [user({**A, "image": "b.jpg"}), assistant("b")]}, "image has `image` and `path`: leave all but"),
+        ({"messages": [user({**A, "subtitles": "a.srt"}), assistant("b")]}, "image has `subtitles`.* known are base64"),
         ({"messages": [user(A, "a"), assistant("b")], "images": ["b.jpg"]}, "0 `<image>` placeholders for 1 images"),
         ({"prompt": "a", "completion": "b", "images": [5]}, "the name of a file is expected, found 5"),
     ],

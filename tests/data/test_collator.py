@@ -10,6 +10,7 @@ import transformers
 from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
+from small_chats import THINKING, with_template
 from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,14 +20,19 @@ from llama_vid.composition import build_processor
 from llama_vid.data.clips import write_clip
 from llama_vid.data.collator import IGNORED, BadSampleError, LlamaVidDataCollator
 from llama_vid.features import extract_features
-from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration
-from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
+from llama_vid.modeling import LlamaVidConfig, LlamaVidForConditionalGeneration, LlamaVidVideoProcessor
+from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
 from llama_vid.modeling.video_features_llama_vid import encoder_fingerprint
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "x2_mixed_batch_labels"
 
+NAMES = ("vicuna_v1", "chatml", "llama3")
+# The space in front of a word is part of its token, and here not of what is marked.
+SPACED = CHAT_TEMPLATES["vicuna_v1"].replace(
+    "{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + ", "{{ 'ASSISTANT: ' }}{% generation %}{{ "
+)
 # What each turn of the assistant leaves in a prompt: its words and the end of the turn.
-ENDS = {"vicuna_v1": "</s>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "plain": "\n"}
+ENDS = {"vicuna_v1": "</s>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", SPACED: "</s>"}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def labelled(batch: dict, row: int, tokenizer) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("template", ["vicuna_v1", "chatml", "llama3"])
+@pytest.mark.parametrize("template", [*NAMES, pytest.param(SPACED, id="space_before_mark")])
 def test_labels_are_the_assistants_words(processor, clip, picture, template):
     batch = LlamaVidDataCollator(processor, chat_template=template)(samples(clip, picture))
     for row, answers in enumerate([["A bar moves.", "Hello, then bye."], ["Green."], ["No.", "Nobody said anything."]]):
@@ -106,7 +112,7 @@ def test_stage_1_is_the_caption_alone(processor, picture):
 
 
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.18"), reason="wrong before transformers 5.18")
-@pytest.mark.parametrize("template", ["vicuna_v1", "chatml", "llama3"])
+@pytest.mark.parametrize("template", [*NAMES, pytest.param(SPACED, id="space_before_mark")])
 def test_labels_are_where_transformers_sees_the_assistant(processor, clip, picture, template):
     chats = samples(clip, picture)
     batch = LlamaVidDataCollator(processor, chat_template=template)(chats)
@@ -121,6 +127,33 @@ def test_labels_are_where_transformers_sees_the_assistant(processor, clip, pictu
     )
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert torch.equal(batch["labels"] != IGNORED, expected["assistant_masks"].bool())
+
+
+def test_templates_by_name(processor, clip, picture):
+    templates = {"default": CHAT_TEMPLATES["vicuna_v1"], "short": CHAT_TEMPLATES["chatml"]}
+    several = with_template(processor, templates)
+    for name, template in ((None, "vicuna_v1"), ("short", "chatml"), ("llama3", "llama3")):
+        assert LlamaVidDataCollator(several, chat_template=name).chat_template == CHAT_TEMPLATES[template]
+    assert len(LlamaVidDataCollator(several)(samples(clip, picture))["labels"]) == 3
+    with pytest.raises(ValueError, match="`chat_template='long'` is neither"):
+        LlamaVidDataCollator(several, chat_template="long")
+    several.chat_template = {"short": CHAT_TEMPLATES["chatml"]}
+    with pytest.raises(ValueError, match="has no default chat template: pass `chat_template`"):
+        LlamaVidDataCollator(several)
+
+
+def test_templates_that_change_earlier_turns_are_said_at_once(processor, clip, picture, caplog):
+    with caplog.at_level(logging.WARNING, logger="llama_vid"):
+        for name in CHAT_TEMPLATES:
+            LlamaVidDataCollator(processor, chat_template=name)
+        assert not caplog.messages
+        collator = LlamaVidDataCollator(processor, chat_template=wrap_chat_template(THINKING))
+    assert "Chats of several turns cannot be trained on. The chat template does not tell" in caplog.text
+    [several, single, _] = samples(clip, picture)
+    [found] = labelled(collator([single]), 0, processor.tokenizer)
+    assert found.replace(" ", "") == "<think>\n\n</think>\n\nGreen.</s>\n"
+    with pytest.raises(ValueError, match="does not tell the assistant's words apart"):
+        collator([several])
 
 
 def test_templates_without_marks(processor, clip, picture):
@@ -255,6 +288,32 @@ def test_a_sample_that_is_too_long(processor, clip, picture):
         LlamaVidDataCollator(processor, max_length=limit)([{**chats[0], "id": 7}])
     with pytest.raises(BadSampleError, match=r"The sample id=7, source='a\.json' has"):
         LlamaVidDataCollator(processor, max_length=limit)([{**chats[0], "id": 7, "source": "a.json"}])
+
+
+@pytest.fixture
+def decodings(monkeypatch) -> list[int]:
+    """How many videos each call of the video processor decodes."""
+    calls, preprocess = [], LlamaVidVideoProcessor.preprocess
+
+    def counted(self, videos, **kwargs):
+        calls.append(len(videos))
+        return preprocess(self, videos, **kwargs)
+
+    monkeypatch.setattr(LlamaVidVideoProcessor, "preprocess", counted)
+    return calls
+
+
+def test_samples_beside_a_bad_one_are_made_once_more_at_most(processor, clip, decodings):
+    video = {"type": "video", "path": clip}
+    good, bad = ({"messages": [user(video, "What?" * times), assistant("No.")]} for times in (1, 100))
+    collator = LlamaVidDataCollator(processor, max_length=100, on_bad_sample="skip")
+    collator([bad])
+    assert decodings == [1]
+    decodings.clear()
+    batch = collator([good, bad])
+    assert decodings == [1, 1, 1]  # together, and each alone
+    assert torch.equal(batch["input_ids"], collator([good])["input_ids"])
+    assert (collator.num_seen, collator.num_skipped) == (4, 2)
 
 
 def test_bad_samples_are_skipped_counted_and_logged(processor, clip, picture, tmp_path, caplog):

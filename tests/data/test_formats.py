@@ -155,6 +155,12 @@ def test_webvid(tmp_path):
     ]
 
 
+def test_lengths_of_webvid(write):
+    rows = ["videoid,name,length", "1,A cat,70", "2,A cat,70.4", "3,A cat,", "4,A cat", "5,A cat,long", "6,A cat,nan"]
+    records = read_records(write("\n".join(rows), "webvid.csv"), "webvid")
+    assert [record["length"] for record in records] == [70, 70, None, None, None, None]
+
+
 def test_films_are_the_papers_stage_3_form(write, tmp_path, processor):
     (tmp_path / "tt1.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello.\n")
     path = write(

@@ -276,6 +276,11 @@ def test_changed_files_are_read_anew(write):
         ({"path": "a", "weight": "1e-1"}, "`weight` must be a number above 0, got '1e-1'"),
         ({"path": "a", "weight": float("nan")}, "`weight` must be a number above 0, got nan"),
         ({"path": "a", "max_samples": 0}, "`max_samples` must be a whole number of at least 1, got 0"),
+        ({"path": "a.json", "split": "train[:90%]"}, r"`split` is 'train\[:90%\]', but a\.json is a file that is"),
+        ({"path": "a.jsonl", "split": "test"}, r"`split` is 'test', but a\.jsonl .*: write what is for training and"),
+        ({"path": "a.csv", "format": "webvid", "split": "test"}, r"`split` is 'test', but a\.csv is a file"),
+        ({"path": "a.json", "name": "b"}, r"`name` is 'b', but a\.json is a file, and one data set: leave `name` out"),
+        ({"path": "a.parquet", "name": "b"}, r"`name` is 'b', but a\.parquet is a file"),
     ],
 )
 def test_bad_configs(values, message):
@@ -296,6 +301,16 @@ def test_empty_data_sets(write, tmp_path, streaming):
     reason = "has no records" if streaming else "cannot be loaded: .* corresponds to no data"
     with pytest.raises(ValueError, match=rf"The data set .*b\.parquet {reason}"):
         load_mixture([{"path": str(tmp_path / "b.parquet")}], seed=0, streaming=streaming)
+
+
+def test_parts_of_parquet_files(tmp_path):
+    rows = [{"prompt": "Which?", "completion": str(i)} for i in range(10)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for split, expected in (("train", "0123456789"), ("train[:90%]", "012345678"), ("train[90%:]", "9")):
+        assert answers(load_mixture([{"path": str(tmp_path / "a.parquet"), "split": split}], seed=0)) == [*expected]
+    config = {"path": str(tmp_path / "a.parquet"), "split": "train[:90%]"}
+    with pytest.raises(ValueError, match=r"cannot be loaded: Bad split: train\[:90%\]"):
+        load_mixture([config], seed=0, streaming=True)
 
 
 def test_unknown_splits(tmp_path):

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 from small_chats import assistant, from_messages, image, picture, user
 from small_checkpoint import UNTRAINED
 from transformers import AutoProcessor
@@ -66,6 +66,13 @@ def test_attached_images_are_upright():
 def test_damaged_attachments():
     row = stored(user({"type": "image", "image": b"no picture"}, "Who?"), assistant("He."))
     with pytest.raises(ValueError, match=r"attached image 0 cannot be read \(10 bytes\): repair it"):
+        to_messages(row)
+
+
+def test_no_attachment_starts_a_program(monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: pytest.fail("Ghostscript was started"))
+    row = stored(user({"type": "image", "image": encoded(picture(1), "EPS")}, "Who?"), assistant("He."))
+    with pytest.raises(ValueError, match="attached image 0 cannot be read"):
         to_messages(row)
 
 

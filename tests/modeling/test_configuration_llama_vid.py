@@ -57,6 +57,15 @@ def test_the_bert_decoder_is_a_decoder_with_cross_attention():
 
 def test_ties_as_the_language_model_does():
     assert small_config(text_config={**TEXT, "tie_word_embeddings": True}).tie_word_embeddings
+    assert not small_config(text_config={**TEXT, "tie_word_embeddings": False}).tie_word_embeddings
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_a_given_tie_counts_and_not_the_language_models(ties, tmp_path):
+    config = small_config(text_config={**TEXT, "tie_word_embeddings": not ties}, tie_word_embeddings=ties)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert config.tie_word_embeddings is loaded.tie_word_embeddings is ties
 
 
 BAD = {

@@ -460,6 +460,15 @@ def test_variables_of_the_template(processor):
     assert inputs["video_num_frames"].tolist() == [2]
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.22"), reason="takes all of them in one place only")
+def test_variables_of_the_template_need_no_warning(processor, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(transformers.processing_utils.logger, "warning", warnings.append)
+    template = wrap_chat_template("{{ greeting }}" + CHAT_TEMPLATES["chatml"])
+    from_messages(processor, [user(video(), "one")], chat_template=template, greeting="Hello! ", max_frames=2)
+    assert warnings == []
+
+
 def test_return_tensors_in_any_place(processor):
     expected = processor(text="<image> one", images=CAT, return_tensors="pt")
     for kwargs in ({"text_kwargs": {"return_tensors": "pt"}}, {"common_kwargs": {"return_tensors": "pt"}}):
@@ -549,6 +558,23 @@ def test_another_template_on_loading_has_its_own_markers(processor, template):
 def test_lengths_given_on_loading():
     loaded = AutoProcessor.from_pretrained(UNTRAINED, frame_seq_length=5, image_seq_length=9)
     assert (loaded.frame_seq_length, loaded.image_seq_length) == (5, 9)
+
+
+@pytest.mark.parametrize("name", ["pad_token", "unk_token"])
+def test_special_tokens_given_on_loading_are_the_language_models(processor, name):
+    loaded = AutoProcessor.from_pretrained(UNTRAINED, **{name: "</s>"})
+    assert getattr(loaded.tokenizer, name) == "</s>"
+    assert getattr(loaded.qformer_tokenizer, name) == getattr(processor.qformer_tokenizer, name)
+    assert len(loaded.qformer_tokenizer) == len(processor.qformer_tokenizer)
+
+
+def test_video_arguments_given_on_loading_are_the_video_processors(clip, tmp_path):
+    AutoProcessor.from_pretrained(UNTRAINED, fps=2.0).save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    for arguments, count in (({}, 6), ({"num_frames": 4}, 4)):
+        assert from_messages(loaded, [user(video(clip), "one")], **arguments)["video_num_frames"].tolist() == [count]
+    loaded.video_processor.fps = 1.0
+    assert from_messages(loaded, [user(video(clip), "one")])["video_num_frames"].tolist() == [3]
 
 
 def test_several_chat_templates_by_name(processor, tmp_path):

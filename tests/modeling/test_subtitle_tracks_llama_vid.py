@@ -4,6 +4,7 @@ import logging
 from fractions import Fraction
 
 import av
+import pysubs2
 import pytest
 from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
@@ -104,6 +105,46 @@ def test_the_suffix_does_not_matter(tmp_path):
     words = tmp_path / "words.mkv"
     words.write_text("WEBVTT\n\n00:01.000 --> 00:02.000\nHello\n")
     assert read_subtitles(words) == [Cue(1.0, 2.0, "Hello")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"{\i1}a{\i0} {",
+        r"{\an8{\b1}b",
+        r"{\c {\d",
+        "a} {note} b",
+        r"{\i1\p1}m 0 0{\p0}",
+        r"{\p0}a\Nb",
+        r"{\pos(1)}a",
+    ],
+)
+def test_words_of_an_event_are_pysubs2s(text):
+    event = pysubs2.SSAEvent(text=text)
+    expected = "" if event.is_drawing else event.plaintext
+    assert tracks.words_of_event(event) == expected
+
+
+def test_no_end_is_sought_of_braces_that_have_none(tmp_path, monkeypatch):
+    """From each of them it would be, up to the end of the text."""
+    searched = []
+
+    class Search:
+        def findall(self, text):
+            searched.append(text)
+            return []
+
+        def sub(self, new, text):
+            searched.append(text)
+            return text
+
+    monkeypatch.setattr(pysubs2.SSAEvent, "OVERRIDE_SEQUENCE", Search())
+    path = tmp_path / "film.srt"
+    path.write_text("1\n00:00:01,000 --> 00:00:02,000\n" + 9 * "{\\i1} {\\")
+    assert len(read_subtitles(path)) == 1
+    assert tracks.plain_text(8 * "," + 9 * "{\\", "subrip") == 9 * "{\\"
+    assert len(searched) == 4
+    assert not any("{" in text.rpartition("}")[2] for text in searched)
 
 
 def test_markup_and_drawings_go_and_braces_stay(tmp_path):

@@ -3,6 +3,7 @@
 
 import itertools
 import logging
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_line_ends(tmp_path, content, end):
     )
 
 
+def test_utf16_that_is_cut_off(tmp_path):
+    path = tmp_path / "film.srt"
+    path.write_bytes(SRT.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"Subtitle file .*film\.srt is damaged UTF-16 \(.*truncated data\): copy"):
+        read_subtitles(path)
+
+
+def test_any_kind_of_path(tmp_path):
+    write(tmp_path, "film.srt", SRT)
+    [entry] = os.scandir(tmp_path)
+    assert read_subtitles(entry) == read_subtitles(tmp_path / "film.srt")
+
+
 def test_ass(tmp_path):
     lines = ["Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\i1}Hello{\\i0}\\Nthere, {a note}you"]
     lines += ["Comment: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,not shown"]
@@ -182,6 +196,8 @@ def test_bad_sources(tmp_path, monkeypatch):
         read_subtitles([(0, 1, "a"), (1, "a")])
     with pytest.raises(ValueError, match=r"cue 0 is \(nan, 1, 'a'\): expected"):
         read_subtitles([(float("nan"), 1, "a")])
+    with pytest.raises(ValueError, match="Subtitles are 3: a file, or a list"):
+        read_subtitles(3)
     monkeypatch.setattr(subtitles, "MAX_CUES", 3)
     with pytest.raises(ValueError, match="4 subtitle cues are more than 3"):
         read_subtitles([(i, i + 1, "a") for i in range(4)])
@@ -325,6 +341,9 @@ def test_dropped_cues_are_counted(processor, film, caplog):
 def test_subtitles_must_fit_the_videos(processor, film):
     with pytest.raises(ValueError, match="`subtitles` has 2 entries for 1 videos"):
         processor(text="<video>", videos=film, subtitles=[None, None])
+    for no_subtitles in (3, [3]):
+        with pytest.raises(ValueError, match="Subtitles are 3: a file, or a list"):
+            processor(text="<video>", videos=film, subtitles=no_subtitles)
     with pytest.raises(ValueError, match="its features have no times: pass `video_times`"):
         processor(text="<video>", video_features=[torch.zeros(2, 17, 56)], subtitles=[AWKWARD])
 

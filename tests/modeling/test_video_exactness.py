@@ -5,6 +5,7 @@ import struct
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ from llama_vid.modeling import LlamaVidVideoProcessor
 from llama_vid.modeling import video_decoding_llama_vid as decoding
 from llama_vid.modeling import video_groups_llama_vid as groups
 from llama_vid.modeling.video_decoding_llama_vid import open_container, open_file, read_timeline
-from llama_vid.modeling.video_groups_llama_vid import plan_runs
+from llama_vid.modeling.video_groups_llama_vid import PacketIndex, Run, plan_runs
 
 RULES = [{"fps": 1}, {"fps": 2.5}, {"fps": 11}, {"num_frames": 7}, {"fps": 60}, {"fps": None}]
 FILM, NTSC, FAST = Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)
@@ -300,6 +301,29 @@ def test_frames_in_front_of_an_open_keyframe_are_decoded_from_the_one_before(tmp
     assert (first, before) == (0, [shown - 1])
     assert count > keyframe
     assert (second, after) == (keyframe, [shown])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_runs_of_many_entries(seed):
+    """Frames are shown in another order than they are stored: each entry's are those that a search for them finds."""
+    random = np.random.default_rng(seed)
+    starts = np.unique([0, *random.integers(0, 500, 60)])
+    pts = np.concatenate([random.permutation(group) for group in np.split(np.arange(500), starts[1:])])
+    for start, stop in zip(starts, [*starts[1:], 500], strict=True):  # the entry is the first that is shown
+        place = start + int(pts[start:stop].argmin())
+        pts[[start, place]] = pts[[place, start]]
+    index = PacketIndex(SimpleNamespace(codec_context=SimpleNamespace(name="h264", extradata=b"")))
+    for name, numbers in (("pts", pts), ("entries", starts)):
+        getattr(index, name).extend(numbers.tolist())
+    wanted = sorted(random.choice(500, 80, replace=False).tolist())
+
+    entry_of = {frame: max(start for start in starts.tolist() if start <= frame) for frame in wanted}
+    expected = []
+    for start in sorted(set(entry_of.values())):
+        frames = [frame for frame in wanted if entry_of[frame] == start]
+        last = max(int(np.flatnonzero(pts == frame)[0]) for frame in frames)
+        expected.append(Run(start, last + 1, frames))
+    assert plan_runs(index, wanted) == expected
 
 
 # Parts of a video, and keyframes only.

@@ -103,6 +103,13 @@ def test_missing_file(path):
         ({"patch_grid_side": "5"}, "its tensors contradict its metadata"),
         ({"grid_size": "3"}, "its tensors contradict its metadata"),
         ({"settings": "{"}, "Expecting property name"),
+        ({"settings": "[]"}, r"its settings are \[\]"),
+        ({"source": "[]"}, r"its source is \[\]"),
+        ({"source": "{}"}, r"its source is \{\}"),
+        ({"grid_size": "0"}, "its patch_grid_side and grid_size are 4 and 0"),
+        ({"grid_size": "-2"}, "its patch_grid_side and grid_size are 4 and -2"),
+        ({"grid_size": '"2"'}, "its patch_grid_side and grid_size are 4 and '2'"),
+        ({"patch_grid_side": "0"}, "its patch_grid_side and grid_size are 0 and None"),
     ],
 )
 def test_metadata_that_do_not_fit(path, changes, reason):

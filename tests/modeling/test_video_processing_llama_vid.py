@@ -2,6 +2,7 @@
 """Videos of every accepted form to pixels, frame counts and times."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -269,6 +270,25 @@ def test_iter_chunks_refuses_what_it_cannot_do(processor, clip):
             processor.iter_chunks(clip, chunk_size=chunk_size)
     with pytest.raises(ValueError, match="One video is read at a time, got 2"):
         processor.iter_chunks([clip, clip])
+
+
+def test_frames_are_held_once(processor, monkeypatch):
+    """`preprocess` keeps no chunk beside what it fills with them, of one video and of several."""
+    made, alive, rescale = [], [], processor._rescale_and_normalize
+
+    def watched(frames, settings):
+        alive.append(sum(chunk() is not None for chunk in made))
+        chunk = rescale(frames, settings)
+        made.append(weakref.ref(chunk))
+        return chunk
+
+    monkeypatch.setattr(processor, "_rescale_and_normalize", watched)
+    videos = [stack(130), stack(3)]
+    output = processor(videos)
+    assert alive == [0] * 4  # 64, 64 and 2 frames, and 3
+    assert output["video_num_frames"].tolist() == [130, 3]
+    expected = [pixels for video in videos for pixels, _ in processor.iter_chunks(video)]
+    assert torch.equal(output["pixel_values_videos"], torch.cat(expected))
 
 
 # Frames in memory.

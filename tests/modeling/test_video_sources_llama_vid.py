@@ -2,18 +2,22 @@
 """Files that change while they are read, and URLs."""
 
 import os
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_videos import encode, pictures, read
 
 from llama_vid.data.clips import write_clip
 from llama_vid.modeling import LlamaVidVideoProcessor
 from llama_vid.modeling import video_sources_llama_vid as sources
+from llama_vid.modeling.image_files_llama_vid import read_image
 from llama_vid.modeling.video_decoding_llama_vid import open_file
 
 CODECS = {"clip.mp4": {"g": 20}, "clip.mkv": {"g": 20}, "mpeg4.mp4": {"codec": "mpeg4", "bf": 2}, "clip.ts": {"g": 20}}
@@ -176,6 +180,14 @@ def reply(content: bytes, *, length: int | None = None, status: int = 200):
     return answer
 
 
+def test_image_url(tmp_path, downloads):
+    picture = next(iter(pictures(1)))
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with answering(reply((tmp_path / "a.png").read_bytes())) as address:
+        assert np.array_equal(read_image(f"{address}/a.png?size=small"), picture)
+    assert list(downloads.iterdir()) == []
+
+
 def test_url(tmp_path, downloads):
     path = write_clip(tmp_path / "clip.mp4", pictures(50))
     expected, _, _ = read(path)
@@ -205,8 +217,10 @@ def test_url_in_other_letters(tmp_path, downloads):
 @pytest.mark.parametrize("length", [None, 2000])
 def test_url_that_is_too_large(downloads, monkeypatch, length):
     monkeypatch.setattr(sources, "URL_MAX_BYTES", 1000)
-    with answering(reply(bytes(2000), length=length)) as address, pytest.raises(ValueError, match="larger than 1000"):
-        read(f"{address}/film.mp4")
+    with answering(reply(bytes(2000), length=length)) as address:
+        for reading in (read, read_image):
+            with pytest.raises(ValueError, match="larger than 1000"):
+                reading(f"{address}/film.mp4")
     assert list(downloads.iterdir()) == []
 
 
@@ -220,8 +234,9 @@ def test_url_that_is_silent(downloads, monkeypatch):
     monkeypatch.setattr(sources, "URL_TIMEOUT", 0.05)
     finished = threading.Event()
     with answering(lambda request: finished.wait(10)) as address:
-        with pytest.raises(ValueError, match=r"could not be downloaded: .*timed out"):
-            read(f"{address}/film.mp4")
+        for reading in (read, read_image):
+            with pytest.raises(ValueError, match=r"could not be downloaded: .*timed out"):
+                reading(f"{address}/film.mp4")
         finished.set()
 
 
@@ -239,6 +254,28 @@ def test_url_that_is_refused(downloads):
     assert error.value.__cause__ is not None
     with pytest.raises(ValueError, match="could not be downloaded"):
         read(f"{address}/film.mp4")  # the server is gone
+
+
+def test_url_whose_length_is_no_number(downloads):
+    message = r"http://.*/film\.mp4 could not be downloaded: .*'abc'"
+    with answering(reply(bytes(10), length="abc")) as address, pytest.raises(ValueError, match=message):
+        read(f"{address}/film.mp4")
+
+
+@pytest.mark.parametrize("url", ["http://[foo/", "http://é..com/a.mp4", "http://host:port/"])
+def test_addresses_that_are_none(url):
+    with pytest.raises(ValueError, match=f"^{re.escape(url)} could not be downloaded: "):
+        read(url)
+
+
+def test_messages_hold_no_secrets(downloads):
+    with answering(reply(b"", status=404)) as address:
+        host = address.removeprefix("http://")
+        for url in (f"http://alice:hunter2@{host}/a.mp4", f"http://{host}/a.mp4?token=hunter2#hunter2"):
+            for reading in (read, read_image):
+                with pytest.raises(ValueError, match=f"http://{host}/a.mp4") as error:
+                    reading(url)
+                assert "hunter2" not in str(error.value)
 
 
 def test_redirects_stay_with_http(downloads):

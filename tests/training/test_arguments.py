@@ -10,6 +10,16 @@ from llama_vid.training.arguments import LlamaVidScriptArguments, check_argument
 DATA = [{"path": "chats.json"}]
 
 
+def check(folder, model_args: ModelConfig | None = None, n_gpu: int = 0, **settings) -> None:
+    """What is said before anything is loaded; `settings` are ours, or `SFTConfig`'s."""
+    ours = {name: value for name, value in settings.items() if name in LlamaVidScriptArguments.__dataclass_fields__}
+    script_args = LlamaVidScriptArguments(**{"stage": 2, "train_datasets": DATA, **ours})
+    theirs = {name: value for name, value in settings.items() if name not in ours}
+    training_args = SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, **theirs)
+    training_args._n_gpu = n_gpu  # as found on a machine that has them
+    check_arguments(script_args, training_args, model_args or ModelConfig("someone/model"))
+
+
 def parse(folder, *options: str, **settings) -> LlamaVidScriptArguments:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"stage": 2, "train_datasets": DATA, **settings}))
@@ -65,10 +75,32 @@ def test_results_of_two_kinds_do_not_share_a_folder(tmp_path, then, now):
     (tmp_path / RESULTS[then][0]).touch()
     changes = dict(RESULTS[now][1])
     model_args = ModelConfig("someone/model", use_peft=changes.pop("use_peft", False))
-    script_args = LlamaVidScriptArguments(stage=2, train_datasets=DATA, **changes)
-    training_args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     if then == now:  # a training may be resumed, or done again
-        check_arguments(script_args, training_args, model_args)
+        check(tmp_path, model_args, **changes)
     else:
         with pytest.raises(ValueError, match=f"holds {then}, and would hold {now} besides, and both would be loaded"):
-            check_arguments(script_args, training_args, model_args)
+            check(tmp_path, model_args, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": 4}, "`stage` must be 1, 2 or 3, got 4"),
+        ({"on_bad_sample": "skipp"}, '`on_bad_sample` must be "raise" or "skip", got .skipp'),
+        ({"max_skipped_share": 5}, "`max_skipped_share` is a share, from 0 to 1, got 5"),
+        ({"max_skipped_share": -0.1}, r"`max_skipped_share` is a share, from 0 to 1, got -0\.1"),
+        ({"eval_strategy": "epoch"}, "`eval_strategy` is epoch, but there is nothing to evaluate on: set"),
+        ({"rope_scaling": "yarn"}, "`rope_scaling` is 'yarn', but the context is not stretched: set `context_length`"),
+        ({"length_column_name": "tokens"}, "`length_column_name` is 'tokens', .*: records have theirs as `length`"),
+        ({"n_gpu": 2}, "2 GPUs are visible, and one process trains on one: put CUDA_VISIBLE_DEVICES=0 in front"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_loaded(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check(tmp_path, **settings)
+
+
+def test_what_is_near_it_is_not_refused(tmp_path):
+    check(tmp_path, max_skipped_share=1, n_gpu=1, length_column_name="length")
+    check(tmp_path, max_skipped_share=0, eval_strategy="epoch", eval_datasets=DATA)
+    check(tmp_path, rope_scaling="yarn", context_length=8192, train_sampling_strategy="group_by_length")

@@ -96,7 +96,7 @@ def test_yarn(data, tmp_path):
 
 def test_another_scaling(data, tmp_path):
     with pytest.raises(ValueError, match=r"`rope_scaling` must be one of linear, yarn, got 'ntk'"):
-        train(["--config", recipe(tmp_path, data, 3, rope_scaling="ntk")])
+        train(["--config", recipe(tmp_path, data, 3, **LONG, rope_scaling="ntk")])
 
 
 def test_a_shorter_one(data, tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small_chats import CAT, DOG, assistant, image, system, user, video
+from small_chats import CAT, DOG, THINKING, assistant, image, system, user, video, with_template
 from small_checkpoint import UNTRAINED
 from small_videos import pictures
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llama_vid import extract_features
 from llama_vid.data.clips import write_clip
 from llama_vid.data.mixture import load_mixture
+from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES, wrap_chat_template
 from llama_vid.training.evaluation import (
     GeneratedAnswer,
     accuracy,
@@ -105,6 +106,30 @@ def test_captions_end_with_their_line(model, processor, monkeypatch):
     chat = [user(image()), assistant("A cat.")]
     assert said(model, processor, [{"messages": chat}], chat_template="plain") == ["A cat."]
     assert said(model, processor, [{"messages": chat}]) == ["A cat.\nA cat."]
+
+
+def test_what_templates_write_before_an_answer_is_expected(model, processor, monkeypatch):
+    taught = "<think>\n\n</think>\n\nA cat."
+    ids = processor.tokenizer([taught + "</s>"], add_special_tokens=False, return_tensors="pt")["input_ids"]
+
+    def say(**inputs):
+        return torch.cat([inputs["input_ids"], ids[:, : inputs["max_new_tokens"]]], -1)
+
+    monkeypatch.setattr(model, "generate", say)
+    rows = [{"messages": [user(image()), assistant("A cat.")]}]
+    [answer] = generate_answers(model, processor, rows, chat_template=wrap_chat_template(THINKING))
+    assert (answer.text, answer.expected) == (taught, taught)
+    # Where the prompt is no beginning of the chat, the words alone.
+    template = CHAT_TEMPLATES["vicuna_v1"].replace("{{ 'ASSISTANT:' }}{%- endif", "{{ 'ASSISTANT: <think>' }}{%- endif")
+    assert template != CHAT_TEMPLATES["vicuna_v1"]
+    [answer] = generate_answers(model, processor, rows, chat_template=template)
+    assert answer.expected == "A cat."
+
+
+def test_templates_by_name(model, processor):
+    several = with_template(processor, {"default": CHAT_TEMPLATES["vicuna_v1"], "short": CHAT_TEMPLATES["chatml"]})
+    assert said(model, several, ROWS) == said(model, processor, ROWS)
+    assert said(model, several, ROWS, chat_template="short") == said(model, processor, ROWS, chat_template="chatml")
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -102,10 +102,13 @@ def test_bad_samples_are_skipped_and_counted(data, tmp_path, caplog):
     assert trainer.state.global_step == 4
     assert len(trainer.eval_dataset) == 3
     assert re.search("Skipped: .*'lost'", caplog.text)
+    assert "Skipped 1 of 4 samples of `eval_datasets`" in caplog.text
     assert "2 of 11 samples were skipped" in caplog.text  # two passes, and an evaluation of what is good
 
-    (tmp_path / "chats.json").write_text(json.dumps([lost]))
     changes["train_datasets"] = llava(data)
+    with pytest.raises(BadSampleError, match=r"1 of 4 samples were skipped, more than max_skipped_share=0\.2"):
+        train(["--config", recipe(tmp_path, data, 2, **{**changes, "max_skipped_share": 0.2})])
+    (tmp_path / "chats.json").write_text(json.dumps([lost]))
     with pytest.raises(ValueError, match="`eval_datasets` has no good record among 1"):
         train(["--config", recipe(tmp_path, data, 2, **changes)])
 
@@ -182,12 +185,13 @@ def test_samples_of_a_length_together(data, tmp_path, strategy):
 def test_what_is_saved_speaks_as_it_was_taught(data, tmp_path, stage):
     """Stage 1 has no chats: the processor keeps its template for those that follow."""
     before = AutoProcessor.from_pretrained(UNTRAINED)
-    trainer = train(["--config", recipe(tmp_path, data, stage, chat_template="chatml", max_steps=1)])
+    template = CHAT_TEMPLATES["chatml"].replace("<|im_end|>", before.tokenizer.eos_token)
+    trainer = train(["--config", recipe(tmp_path, data, stage, chat_template=template, max_steps=1)])
     saved = AutoProcessor.from_pretrained(tmp_path / "run")
     chat = [{"role": "user", "content": "Who?"}]
     rendered = saved.apply_chat_template(chat)
-    assert rendered == before.apply_chat_template(chat, chat_template="chatml" if stage == 2 else None)
-    assert trainer.data_collator.chat_template == CHAT_TEMPLATES["chatml"]
+    assert rendered == before.apply_chat_template(chat, chat_template=template if stage == 2 else None)
+    assert trainer.data_collator.chat_template == template
     assert (saved.user_turn_markers == before.user_turn_markers) == (stage == 1)
 
 
@@ -207,11 +211,21 @@ def test_the_end_of_an_answer_goes_with_the_template(data, tmp_path):
         train(["--config", recipe(tmp_path / "lora", data, 2, use_peft=True, **changes)])
 
 
+@pytest.mark.parametrize("template", ["chatml", "llama3"])
+def test_an_answer_without_an_end_is_not_taught(data, tmp_path, template):
+    message = r"No special token ends an answer in `chat_template`, .* tokenizer of .* such as vicuna_v1 \(</s>\)"
+    with pytest.raises(ValueError, match=message):
+        train(["--config", recipe(tmp_path, data, 2, chat_template=template)])
+    train(["--config", recipe(tmp_path, data, 1, chat_template=template, max_steps=1)])  # speaks to nobody
+    for plain in ("plain", CHAT_TEMPLATES["plain"]):  # of captions
+        train(["--config", recipe(tmp_path, data, 2, chat_template=plain, max_steps=1)])
+
+
 def test_the_end_of_an_answer_may_be_another_token(data, tmp_path):
     tokenizer = AutoProcessor.from_pretrained(UNTRAINED).tokenizer
     before = GenerationConfig.from_pretrained(UNTRAINED).eos_token_id
     word = next(word for word in tokenizer.get_vocab() if word.isalpha())  # need not be a special token
-    train(["--config", recipe(tmp_path, data, 2, eos_token=word, max_steps=1)])
+    train(["--config", recipe(tmp_path, data, 2, eos_token=word, chat_template="vicuna_v1", max_steps=1)])
     ends = GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id
     assert ends == [before, tokenizer.convert_tokens_to_ids(word)]
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]

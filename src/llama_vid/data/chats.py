@@ -1,5 +1,6 @@
 """From the turns of a record to messages for training: visuals stand where their placeholders did, in every turn."""
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -12,6 +13,15 @@ PLACEHOLDER = re.compile(r"<(image|video)>")
 
 # What a visual comes as; a part with none of them is a placeholder.
 _SOURCES = {"image", "video", "path", "url", "base64", "features"}
+
+# What a visual's part may say; `index` counts the row's visuals in many data sets.
+_KEYS = {
+    "image": {"type", "image", "path", "url", "base64", "index"},
+    "video": {"type", "video", "path", "url", "features", "times", "subtitles", "index"},
+}
+
+# Where messages hold what the assistant says or does besides `content`.
+_SPEECH = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "refusal", "audio")
 
 
 def build_chat(
@@ -58,7 +68,8 @@ def messages_of_row(row: dict[str, Any], media: Media) -> list[dict]:
         media (`Media`): The folders of its files.
 
     Raises:
-        ValueError: as [`build_chat`]; no conversation, or a message or part that is none.
+        ValueError: as [`build_chat`]; no conversation, a message or part that is none, or a key of theirs of which
+            nothing would be learned.
     """
     if row.get("messages") is not None:
         messages = _as_messages(row["messages"], "user")
@@ -69,6 +80,11 @@ def messages_of_row(row: dict[str, Any], media: Media) -> list[dict]:
     for i, message in enumerate(messages):
         if not _is_message(message):
             raise ValueError(f"turn {i} is {message!r:.200}: a message with `role` and `content` is expected.")
+        if lost := [key for key in _SPEECH if message.get(key)]:
+            raise ValueError(
+                f"turn {i} says something in `{'`, `'.join(lost)}`, of which nothing would be learned: write it into "
+                "`content`, or leave the record out."
+            )
     turns = [
         (message["role"], content if isinstance(content, str) else [_with_files(part, media) for part in content])
         for message in normalize_messages(messages)
@@ -186,6 +202,11 @@ def _with_files(part: dict, media: Media) -> dict:
     kind = part["type"]
     if kind == "text":
         return part
+    if unknown := sorted(part.keys() - _KEYS[kind]):
+        raise ValueError(
+            f"a part of type {kind} has `{'`, `'.join(unknown)}`, which does nothing in training: known are "
+            f"{', '.join(sorted(_KEYS[kind]))} (videos are sampled as the model's processor_config.json says)."
+        )
     part = dict(part)
     if isinstance(part.get("subtitles"), str):
         part["subtitles"] = media.path(part["subtitles"], media.subtitles_root)
@@ -193,7 +214,18 @@ def _with_files(part: dict, media: Media) -> dict:
         part["features"] = media.path(part["features"], media.features_root)
     if "url" in part and not (isinstance(part["url"], str) and is_url(part["url"])):
         part["path"] = part.pop("url")
+    if "base64" in part:  # read here: what reads it later would also take a path, to anywhere
+        part[kind] = _decoded(part.pop("base64"))
+    if len(sources := sorted({"url", "path", kind} & part.keys())) > 1:
+        raise ValueError(f"a part of type {kind} has `{'` and `'.join(sources)}`: leave all but one out.")
     for key in ("path", kind):
         if key in part:
             return {**media.part(kind, part.pop(key)), **part}
     return part
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text.rpartition(",")[2], validate=True)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"`base64` is {str(text)[:50]!r}, which is no base64.") from error

@@ -1,12 +1,13 @@
 """Real video files, written by PyAV: for the demo, the tests and synthetic training data."""
 
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llama_vid.whole_files import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,38 +54,33 @@ def write_clip(
     import av
 
     path = Path(path)
-    partial = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        with av.open(str(partial), "w") as container:
-            rate = Fraction(fps).limit_denominator(1001000)
-            video = container.add_stream(codec, rate=rate)
-            video.pix_fmt = pixel_format
-            video.thread_type = "AUTO"  # PyAV's own choice makes x264 cut frames into slices, as no film has them
-            # Without sc_threshold, x264 adds keyframes where the scene changes.
-            options = {"g": gop_size, "sc_threshold": None if gop_size is None else 0, "bf": b_frames}
-            if video.codec.name == "libx264":  # `h264` is it, too
-                options["mbtree"] = 0  # with it, equal frames now and then make unequal files
-            video.options = {key: str(value) for key, value in options.items() if value is not None}
-            video.codec_context.time_base = 1 / rate if times is None else Fraction(1, TICKS)
-            sound = None if audio is None else container.add_stream("aac", rate=audio[1], layout="mono")
+    with whole_file(path) as partial, av.open(str(partial), "w") as container:
+        rate = Fraction(fps).limit_denominator(1001000)
+        video = container.add_stream(codec, rate=rate)
+        video.pix_fmt = pixel_format
+        video.thread_type = "AUTO"  # PyAV's own choice makes x264 cut frames into slices, as no film has them
+        # Without sc_threshold, x264 adds keyframes where the scene changes.
+        options = {"g": gop_size, "sc_threshold": None if gop_size is None else 0, "bf": b_frames}
+        if video.codec.name == "libx264":  # `h264` is it, too
+            options["mbtree"] = 0  # with it, equal frames now and then make unequal files
+        video.options = {key: str(value) for key, value in options.items() if value is not None}
+        video.codec_context.time_base = 1 / rate if times is None else Fraction(1, TICKS)
+        sound = None if audio is None else container.add_stream("aac", rate=audio[1], layout="mono")
 
-            durations = {}
-            for pts, duration, array in _timed(frames, times, rate):
-                _check_frame(array)
-                if not durations:
-                    video.height, video.width = array.shape[:2]
-                frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-                frame.pts, frame.time_base = pts, video.codec_context.time_base
-                durations[pts] = duration
-                _mux(container, video.encode(frame), durations)
+        durations = {}
+        for pts, duration, array in _timed(frames, times, rate):
+            _check_frame(array)
             if not durations:
-                raise ValueError(f"No frames to write to {path}.")
-            _mux(container, video.encode(), durations)
-            if sound is not None:
-                _write_audio(container, sound, audio[0])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+                video.height, video.width = array.shape[:2]
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = pts, video.codec_context.time_base
+            durations[pts] = duration
+            _mux(container, video.encode(frame), durations)
+        if not durations:
+            raise ValueError(f"No frames to write to {path}.")
+        _mux(container, video.encode(), durations)
+        if sound is not None:
+            _write_audio(container, sound, audio[0])
     return path
 
 

@@ -48,7 +48,8 @@ class LlamaVidDataCollator:
 
     Args:
         processor (`LlamaVidProcessor`): The model's processor.
-        chat_template (`str`, *optional*): A Jinja template or the name of one of ours, instead of the processor's.
+        chat_template (`str`, *optional*):
+            A Jinja template, or the name of one of ours or of the processor's several, instead of its own.
         max_length (`int`, *optional*): Tokens that a sample may have, visual ones included.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`): `"raise"` or `"skip"`.
         max_skipped_share (`float`, *optional*, defaults to 0.05):
@@ -75,10 +76,8 @@ class LlamaVidDataCollator:
     def __post_init__(self) -> None:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f'`on_bad_sample` must be "raise" or "skip", got {self.on_bad_sample!r}.')
-        template = self.chat_template or self.processor.chat_template
-        if template is None:
-            raise ValueError("The processor has no chat template: pass `chat_template`, such as 'vicuna_v1'.")
-        self.chat_template = find_chat_template(template)
+        self.chat_template = template_of(self.processor, self.chat_template)
+        self._check_turns()
         # Shared with the processes that load data.
         self._counts = torch.zeros(2, dtype=torch.long).share_memory_()  # seen, skipped
 
@@ -102,29 +101,42 @@ class LlamaVidDataCollator:
             right, and the visual inputs of the model's `forward`.
         """
         self._counts[0] += len(examples)
-        if self.on_bad_sample == "raise":
-            return self._batch(examples)
         try:
             return self._batch(examples)
-        except BadSampleError:
-            return self._batch(self._good(examples)) or self._nothing()
+        except BadSampleError as error:
+            if self.on_bad_sample == "raise":
+                raise
+            return self._good(examples, error) or self._nothing()
 
     def is_good(self, example: dict[str, Any]) -> bool:
         """Whether a record can be trained on; the log says why not."""
+        return self._alone(example) is not None
+
+    def _alone(self, example: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """A batch of one record; `None`, and the log says why, if it cannot be trained on."""
         try:
-            self._batch([example])
+            return self._batch([example])
         except BadSampleError as error:
             logger.warning("Skipped: %s", error)
-            return False
-        return True
+            return None
 
-    def _good(self, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The examples that can be trained on. Raises BadSampleError if too many were left out so far."""
-        good = [example for example in examples if self.is_good(example)]
+    def _good(self, examples: Sequence[dict[str, Any]], error: BadSampleError) -> dict[str, torch.Tensor] | None:
+        """
+        A batch of the examples that can be trained on, `None` if there are none; `error` is that of all together.
+        Raises BadSampleError if too many were left out so far.
+        """
+        good, batch = [], None
+        if len(examples) == 1:  # it has been tried
+            logger.warning("Skipped: %s", error)
+        else:
+            for example in examples:
+                if (alone := self._alone(example)) is not None:
+                    good.append(example)
+                    batch = alone
         self._counts[1] += len(examples) - len(good)
         if self.num_seen >= SEEN_BEFORE_CAP:
             check_skipped_share(self.num_skipped, self.num_seen, self.max_skipped_share)
-        return good
+        return batch if len(good) <= 1 else self._batch(good)
 
     def _batch(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
         if not examples:
@@ -181,6 +193,16 @@ class LlamaVidDataCollator:
         ids = torch.full((1, 1), self.processor.tokenizer.eos_token_id)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, IGNORED)}
 
+    def _check_turns(self) -> None:
+        """Warns of a template that tells the words of one turn apart and not those of several; data may have one."""
+        turns = [{"role": role, "content": "probe"} for role in ("user", "assistant")]
+        try:
+            self._assistant_spans([2 * turns])
+        except ValueError as error:
+            logger.warning("Chats of several turns cannot be trained on. %s", error)
+        except jinja2.TemplateError:  # what it refuses is found in the data
+            pass
+
     def _assistant_spans(self, conversations: list[list[dict]]) -> list[list[tuple[int, int]]]:
         """For each conversation where the assistant's words lie in the rendered chat, before it is expanded."""
         if re.search(r"\{%-?\s*generation\s*-?%\}", self.chat_template):
@@ -213,6 +235,25 @@ class LlamaVidDataCollator:
         return spans
 
 
+def template_of(processor: LlamaVidProcessor, chat_template: str | None = None) -> str:
+    """
+    The Jinja template of a processor's chats.
+
+    Args:
+        processor (`LlamaVidProcessor`): With a template, or several by name.
+        chat_template (`str`, *optional*): As for [`LlamaVidDataCollator`].
+
+    Raises:
+        ValueError: there is none, or none of that name.
+    """
+    own = processor.chat_template
+    templates = own if isinstance(own, dict) else {None: own}
+    template = templates.get(chat_template, chat_template) or templates.get("default")
+    if template is None:
+        raise ValueError("The processor has no default chat template: pass `chat_template`, such as 'vicuna_v1'.")
+    return find_chat_template(template)
+
+
 def _shifted(spans: Iterable[tuple[int, int]], replacements: Iterable[dict]) -> list[tuple[int, int]]:
     """Where the spans lie once placeholders before them are expanded."""
     moves = [(move["span"][0], len(move["replacement"]) - len(move["text"])) for move in replacements]
@@ -224,11 +265,14 @@ def _shifted(spans: Iterable[tuple[int, int]], replacements: Iterable[dict]) -> 
 
 
 def _tokens_of(spans: Iterable[tuple[int, int]], offsets: torch.Tensor) -> torch.Tensor:
-    """Which tokens begin in one of the spans, (sequence_length,); `offsets`, (sequence_length, 2), are characters."""
+    """
+    Which tokens have a character of one of the spans, (sequence_length,); `offsets`, (sequence_length, 2), are
+    characters. Many tokenizers make the space before a word part of it: the first one may begin in front of its span.
+    """
     starts, ends = offsets.unbind(-1)
     spoken = torch.zeros(len(offsets), dtype=torch.bool)
     for start, end in spans:
-        spoken |= (starts >= start) & (starts < end) & (ends > starts)
+        spoken |= (starts < end) & (ends > start)
     return spoken
 
 

@@ -130,7 +130,7 @@ def read_webvid(path: Path, media: Media) -> Iterator[dict[str, Any]]:
     """
     WebVid's CSV (`videoid`, `contentUrl`, `duration`, `page_dir`, `name`) as pairs of a video and its caption, for
     stage 1. Videos are `page_dir/videoid.mp4`, as WebVid's script writes them, or `videoid.mp4` where there is no such
-    folder.
+    folder. A column `length` may tell, as a number, about how many tokens a record has.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
@@ -138,7 +138,7 @@ def read_webvid(path: Path, media: Media) -> Iterator[dict[str, Any]]:
             if missing := {"videoid", "name"} - set(rows.fieldnames or []):
                 raise ValueError(f"{path} has no column {' and '.join(sorted(missing))}: is it WebVid's CSV?")
             for row in rows:
-                yield make_record(f"{path}, line {rows.line_num}", partial(_webvid, row, media), {})
+                yield make_record(f"{path}, line {rows.line_num}", partial(_webvid, row, media), _webvid_length(row))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as CSV after line {rows.line_num}: {error}.") from error
 
@@ -273,3 +273,11 @@ def _webvid(row: dict[str, str], media: Media) -> list[dict]:
         raise ValueError("`videoid` or `name` is empty: a video and its caption are expected.")
     name = f"{folder}/{video_id}.mp4" if folder and os.path.isdir(media.path(folder)) else f"{video_id}.mp4"
     return _caption([media.video(name)], caption)
+
+
+def _webvid_length(row: dict[str, str]) -> dict[str, float]:
+    """The `length` of a row, whose values are texts, if it has one that is a number."""
+    try:
+        return {"length": float(row.get("length") or "")}
+    except ValueError:
+        return {}

@@ -37,7 +37,8 @@ class DatasetConfig:
             A data file; with `format="messages"` also a Parquet file, a folder or a Hub id for `datasets.load_dataset`.
         format (`str`, *optional*, defaults to `"messages"`): One of [`READERS`].
         name (`str`, *optional*): Which of several data sets under a Hub id.
-        split (`str`, *optional*, defaults to `"train"`): Of a folder or Hub id.
+        split (`str`, *optional*, defaults to `"train"`):
+            Of a Parquet file, folder or Hub id; `"train[:90%]"` is a part of it, but not in a stream.
         root (`str`, *optional*): The folder of images and videos, see [`read_records`].
         features_root (`str`, *optional*): The folder of extracted features, instead of videos.
         subtitles_root (`str`, *optional*): The folder of films' subtitles.
@@ -67,6 +68,24 @@ class DatasetConfig:
             raise ValueError(f"`weight` must be a number above 0, got {self.weight!r}: leave out what is not wanted.")
         if self.max_samples is not None and not (isinstance(self.max_samples, int) and self.max_samples >= 1):
             raise ValueError(f"`max_samples` must be a whole number of at least 1, got {self.max_samples!r}.")
+        if self.name is not None and (self.is_read_here or self.is_parquet):
+            raise ValueError(f"`name` is {self.name!r}, but {self.path} is a file, and one data set: leave `name` out.")
+        if self.split != "train" and self.is_read_here:
+            raise ValueError(
+                f"`split` is {self.split!r}, but {self.path} is a file that is read as a whole: write what is for "
+                "training and what is for evaluation into files of their own, or take its first records by "
+                "`max_samples`."
+            )
+
+    @property
+    def is_read_here(self) -> bool:
+        """Whether it is a file of [`READERS`]; `datasets` loads the others."""
+        return self.format != "messages" or Path(self.path).suffix in JSON_SUFFIXES
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether it is a Parquet file."""
+        return not self.is_read_here and Path(self.path).suffix == ".parquet"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "DatasetConfig":
@@ -154,7 +173,7 @@ def _load(
 ) -> "Dataset | IterableDataset":
     from datasets import Dataset, IterableDataset
 
-    if config.format == "messages" and Path(config.path).suffix not in JSON_SUFFIXES:
+    if not config.is_read_here:
         return _load_source(config, streaming, on_bad_sample, max_skipped_share)
     arguments = {"config": config, "on_bad_sample": on_bad_sample, "max_skipped_share": max_skipped_share}
     if streaming:
@@ -182,8 +201,8 @@ def _load_source(
 
     path = Path(config.path)
     source = {"path": config.path, "name": config.name, "split": config.split}
-    if path.suffix == ".parquet":
-        source = {"path": "parquet", "data_files": config.path, "split": "train"}
+    if config.is_parquet:
+        source = {"path": "parquet", "data_files": config.path, "split": config.split}
     try:
         dataset = load_dataset(**source, streaming=streaming)
     except ValueError as error:  # an unknown name or split, or one without records

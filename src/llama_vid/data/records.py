@@ -7,7 +7,6 @@ exactly what was there, cues of subtitles included. What JSON cannot hold, the c
 beside them in a column of bytes, never decoded and encoded again.
 """
 
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -181,12 +180,11 @@ def row_features() -> "Features":
 
 
 def _open_image(content: bytes, place: int):
-    from PIL import Image
-    from transformers.image_utils import load_image
+    from llama_vid.modeling.image_files_llama_vid import read_image
 
     try:
-        return load_image(Image.open(io.BytesIO(content)))
-    except Exception as error:  # damaged files raise of every kind
+        return read_image(content, "it")
+    except ValueError as error:
         raise ValueError(
             f"attached image {place} cannot be read ({len(content)} bytes): repair it or leave the record out."
         ) from error

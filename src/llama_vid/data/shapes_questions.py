@@ -253,19 +253,19 @@ def _place(shape: Shape, second: int) -> str:
     return PLACES[int(3 * y)][int(3 * x)]
 
 
-def sentences(count: int = 1000, *, seconds: int = 64) -> list[str]:
+def sentences(count: int = 1000) -> list[str]:
     """
     The world's language: questions with their answers, subtitles and captions of `count` scenes, to train a tokenizer
     or a language model on. Some thousand scenes have every word that there is.
     """
     found = []
     for index in range(count):
-        scene = make_scene(f"sentences {index}", seconds=seconds)
+        scene = make_scene(f"sentences {index}", seconds=64)
         random = Random(f"sentences {index}")
         asked = questions(scene, random)
-        busy = [second for second in range(seconds) if scene.visible(second)]
+        busy = [second for second in range(scene.seconds) if scene.visible(second)]
         asked += picture_questions(scene, random.choice(busy), random)
         found += [f"{question.text} {question.answer}" for question in asked]
         found += [line.text for line in scene.lines]
-        found += [caption(scene), *(caption(scene, random.randrange(seconds)) for _ in range(2))]
+        found += [caption(scene), *(caption(scene, random.randrange(scene.seconds)) for _ in range(2))]
     return found

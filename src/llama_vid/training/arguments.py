@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_vid.data.mixture import DatasetConfig
+from llama_vid.training.module_names import STAGE_MODULES
 from llama_vid.training.trained_modules import DESCRIPTION, is_among_bases
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class LlamaVidScriptArguments:
             all weights. A next stage takes such a folder as its `model_name_or_path`.
 
     Raises:
-        ValueError: no training data, or no list of them, rates that are no numbers, or a number of answers below 0.
+        ValueError: no training data, or no list of them, rates that are no numbers, or another value that makes no
+            sense.
     """
 
     stage: int = field(metadata={"help": "1, 2 or 3."})
@@ -81,10 +83,16 @@ class LlamaVidScriptArguments:
     save_only_trained: bool = field(default=False, metadata={"help": "Save the weights of what trains, not all."})
 
     def __post_init__(self) -> None:
+        if self.stage not in STAGE_MODULES:
+            raise ValueError(f"`stage` must be 1, 2 or 3, got {self.stage!r}.")
         if not self.train_datasets:
             raise ValueError("`train_datasets` is empty: name at least one, with `path` and `format`.")
         if self.eval_answers < 0:
             raise ValueError(f"`eval_answers` must be at least 0, got {self.eval_answers}.")
+        if self.on_bad_sample not in ("raise", "skip"):
+            raise ValueError(f'`on_bad_sample` must be "raise" or "skip", got {self.on_bad_sample!r}.')
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ValueError(f"`max_skipped_share` is a share, from 0 to 1, got {self.max_skipped_share}.")
         self.train_datasets = read_datasets("train_datasets", self.train_datasets)
         self.eval_datasets = read_datasets("eval_datasets", self.eval_datasets)
         self.module_learning_rates = read_learning_rates(self.module_learning_rates)
@@ -122,12 +130,23 @@ def check_arguments(
 ) -> None:
     """Before anything is loaded. Raises ValueError for arguments that contradict each other, or what is in a folder."""
     output = Path(training_args.output_dir)
+    check_devices(training_args)
     check_collation(training_args)
     evaluates = script_args.eval_datasets and training_args.eval_strategy != "no"
     if script_args.eval_answers and not evaluates:
         raise ValueError(
             f"`eval_answers` is {script_args.eval_answers}, but there are no evaluations: set `eval_datasets`, and "
             "`eval_strategy` to steps or epoch."
+        )
+    if training_args.eval_strategy != "no" and not script_args.eval_datasets:
+        raise ValueError(
+            f"`eval_strategy` is {training_args.eval_strategy.value}, but there is nothing to evaluate on: set "
+            "`eval_datasets`, or leave `eval_strategy` out."
+        )
+    if script_args.rope_scaling != "linear" and script_args.context_length is None:
+        raise ValueError(
+            f"`rope_scaling` is {script_args.rope_scaling!r}, but the context is not stretched: set `context_length`, "
+            "or leave `rope_scaling` out."
         )
     if script_args.streaming and training_args.max_steps <= 0:
         raise ValueError("`streaming` is true, and streams have no length: set `max_steps`.")
@@ -160,8 +179,20 @@ def check_result(output: Path, script_args: LlamaVidScriptArguments, model_args:
             )
 
 
+def check_devices(training_args: "SFTConfig") -> None:
+    """Raises ValueError for several GPUs in one process; those that are launched have one each."""
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            f"{training_args.n_gpu} GPUs are visible, and one process trains on one: put CUDA_VISIBLE_DEVICES=0 in "
+            "front of the command, or start a process for each GPU with `accelerate launch` (recipes/README.md, GPUs)."
+        )
+
+
 def check_collation(training_args: "SFTConfig") -> None:
-    """Raises ValueError for what TRL would do to chats: [`LlamaVidDataCollator`] does it, in its own way."""
+    """
+    Raises ValueError for what TRL would do to chats, or read of them: [`LlamaVidDataCollator`] and [`load_mixture`] do
+    it, in their own way.
+    """
     told = {
         "chat_template_path": (training_args.chat_template_path, "use `chat_template`"),
         "packing": (training_args.packing, "samples with visuals stay whole; leave it out"),
@@ -174,6 +205,10 @@ def check_collation(training_args: "SFTConfig") -> None:
         "completion_only_loss": (
             training_args.completion_only_loss is False,
             "the loss is on the assistant's words only; leave it out",
+        ),
+        "length_column_name": (
+            training_args.length_column_name != "length",
+            "records have theirs as `length`; leave it out",
         ),
     }
     for name, (is_set, remedy) in told.items():

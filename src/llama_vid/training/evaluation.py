@@ -9,6 +9,7 @@ import jinja2
 import torch
 from tqdm import tqdm
 
+from llama_vid.data.collator import template_of
 from llama_vid.data.records import to_messages
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
@@ -24,7 +25,7 @@ class GeneratedAnswer:
 
     Args:
         text (`str`): The model's answer.
-        expected (`str`): The row's.
+        expected (`str`): The row's, with what the chat template writes in front of it (empty thoughts).
         kind (`str`, *optional*): The kind of the question, if the row tells it.
     """
 
@@ -138,11 +139,13 @@ def _answer(
     chat_template: str | None,
 ) -> list[GeneratedAnswer]:
     """The answers to a batch."""
-    prompts, expected = zip(*map(_question_and_answer, rows), strict=True)
+    template = template_of(processor, chat_template)
+    prompts, answered = map(list, zip(*map(_before_and_after_answer, rows), strict=True))
     try:
+        answers = _rendered_answers(processor, template, prompts, answered)
         inputs = processor.apply_chat_template(
-            list(prompts),
-            chat_template=chat_template,
+            prompts,
+            chat_template=template,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -151,30 +154,43 @@ def _answer(
         )
     except (ValueError, OSError, jinja2.TemplateError) as error:
         raise ValueError(f"One of {', '.join(map(_name, rows))}: {error}") from error
+    expected = processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
     if max_new_tokens is None:
-        lengths = map(len, processor.tokenizer(list(expected), add_special_tokens=False)["input_ids"])
-        max_new_tokens = max(lengths) + 2  # a full stop and the end
+        max_new_tokens = max(map(len, expected)) + 2  # a full stop and the end
     generated = model.generate(
         **inputs.to(model.device), do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens
     )
     new = generated[:, inputs["input_ids"].shape[1] :]  # (batch_size, new tokens)
-    texts = processor.batch_decode(new, skip_special_tokens=True)
-    template = chat_template or processor.chat_template
-    if CHAT_TEMPLATES.get(template, template) == CHAT_TEMPLATES["plain"]:
+    texts, answers = (processor.batch_decode(ids, skip_special_tokens=True) for ids in (new, expected))
+    if template == CHAT_TEMPLATES["plain"]:
         texts = [text.partition("\n")[0] for text in texts]  # which ends a caption
     kinds = [row["kind"].rpartition(",")[2] if row.get("kind") else None for row in rows]
-    return [GeneratedAnswer(*answer) for answer in zip(map(str.strip, texts), expected, kinds, strict=True)]
+    texts, answers = (map(str.strip, said) for said in (texts, answers))
+    return [GeneratedAnswer(*answer) for answer in zip(texts, answers, kinds, strict=True)]
 
 
-def _question_and_answer(row: dict[str, Any]) -> tuple[list[dict], str]:
-    """What stands before the assistant's last message, and that."""
+def _before_and_after_answer(row: dict[str, Any]) -> tuple[list[dict], list[dict]]:
+    """The messages before the assistant's last one, and those up to it."""
     messages = to_messages(row)
     places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not places or places[-1] == 0:
         raise ValueError(f"{_name(row)} has no question with an answer of the assistant's: leave it out.")
-    content = messages[places[-1]]["content"]
-    text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-    return messages[: places[-1]], text
+    return messages[: places[-1]], messages[: places[-1] + 1]
+
+
+def _rendered_answers(
+    processor: LlamaVidProcessor, template: str, prompts: list[list[dict]], answered: list[list[dict]]
+) -> list[str]:
+    """What the model is to say behind each prompt: what the last message adds to it, as in training."""
+    starts = processor.apply_chat_template(prompts, chat_template=template, add_generation_prompt=True)
+    wholes = processor.apply_chat_template(answered, chat_template=template)
+    answers = []
+    for start, whole, messages in zip(starts, wholes, answered, strict=True):
+        content = messages[-1]["content"]
+        words = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+        # Some templates begin thoughts in the prompt that are not in the chat.
+        answers.append(whole[len(start) :] if whole.startswith(start) else words)
+    return answers
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import get_peft_model
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
@@ -17,8 +19,10 @@ from trl import ModelConfig, SFTConfig, TrlParser, get_quantization_config
 from llama_vid.composition_language import answer_end, stretch_context, with_end
 from llama_vid.data.collator import LlamaVidDataCollator
 from llama_vid.data.mixture import check_lengths, load_mixture
+from llama_vid.data.records import check_skipped_share
 from llama_vid.hub_callback import HubCallback
 from llama_vid.modeling import LlamaVidForConditionalGeneration, LlamaVidProcessor
+from llama_vid.modeling.chat_templates_llama_vid import CHAT_TEMPLATES
 from llama_vid.modeling.modeling_llama_vid_visual import freeze_what_is_not_read
 from llama_vid.modeling.video_features_llama_vid import encoder_fingerprint
 from llama_vid.training.arguments import LlamaVidScriptArguments, check_arguments
@@ -177,10 +181,17 @@ def build_trainer(
 
 
 def without_bad_samples(dataset: Dataset, collator: LlamaVidDataCollator) -> Dataset:
-    """What each evaluation is of: looked through once, as skipped samples would count as a loss of zero."""
-    good = [place for place, row in enumerate(dataset) if collator.is_good(row)]
+    """
+    What each evaluation is of: looked through once, as skipped samples would count as a loss of zero. Raises ValueError
+    if nothing is left, and BadSampleError if too many are skipped.
+    """
+    rows = tqdm(dataset, desc="eval_datasets", unit="sample", leave=False, disable=not PartialState().is_main_process)
+    good = [place for place, row in enumerate(rows) if collator.is_good(row)]
     if not good:
         raise ValueError(f"`eval_datasets` has no good record among {len(dataset)}: the log above says why.")
+    if skipped := len(dataset) - len(good):
+        logger.warning("Skipped %d of %d samples of `eval_datasets`.", skipped, len(dataset))
+        check_skipped_share(skipped, len(dataset), collator.max_skipped_share)
     return dataset.select(good)
 
 
@@ -229,7 +240,7 @@ def load_processor(
 ) -> LlamaVidProcessor:
     """
     The processor, which speaks as the model is taught, and the model's generations end as taught answers do. Raises
-    ValueError if that end cannot be kept.
+    ValueError if taught ones have no end, or it cannot be kept.
     """
     name = model_args.model_name_or_path
     has_template = script_args.chat_template is not None and script_args.stage != 1
@@ -242,6 +253,13 @@ def load_processor(
         ends["eos_token"] = processor.tokenizer.get_vocab().get(training_args.eos_token)
     if has_template:
         ends["chat_template"] = answer_end(processor)
+        is_of_chats = script_args.chat_template not in ("plain", CHAT_TEMPLATES["plain"])  # captions just stop
+        if is_of_chats and all(end is None for end in ends.values()):
+            raise ValueError(
+                "No special token ends an answer in `chat_template`, so that generation would not know where to stop: "
+                f"the tokenizer of {name} does not have what the template writes there. Choose one whose answers end "
+                f"with a special token that it has, such as vicuna_v1 ({processor.tokenizer.eos_token})."
+            )
     for source, end in ends.items():
         known = with_end(model.generation_config.eos_token_id, None)
         model.generation_config.eos_token_id = with_end(known, end)
