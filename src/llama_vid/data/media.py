@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llama_vid.features import features_name, features_stem
+from llama_vid.modeling import video_sources_llama_vid
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # An ending of any file; "Mr. Nobody" and "clip_1.5s" have none.
@@ -159,7 +160,7 @@ def check_media(records: Iterable[dict[str, Any]]) -> list[str]:
 
 def is_url(name: str) -> bool:
     """Whether it is an address on the network, or a picture itself (`data:`), and no file."""
-    return re.match(r"https?://|data:image/", name, re.IGNORECASE) is not None
+    return video_sources_llama_vid.is_url(name) or name.lower().startswith("data:image/")
 
 
 def _is_inner(name: str) -> bool:
