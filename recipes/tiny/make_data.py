@@ -1,12 +1,13 @@
 """
 Write the small world that the tiny model is trained and tested on: about 9,000 clips, and films of up to an hour.
 
-    python recipes/tiny/make_data.py [--output data/tiny] [--workers 2]
+    python recipes/tiny/make_data.py ["train*"] [--output data/tiny] [--workers 2]
 
 No two splits share a video. What is there already is kept.
 """
 
 import argparse
+from fnmatch import fnmatch
 from pathlib import Path
 
 from llama_vid.data.shapes_dataset import make_world
@@ -38,11 +39,11 @@ SPLITS = {
         "questions_per_video": 8,
     },
     # Late seconds are what is told least exactly.
-    "train_when": {"num_videos": 1000, "seconds": (16, 64), "kinds": ("when",), "questions_per_video": 4},
+    "train_when": {"num_videos": 400, "seconds": (16, 64), "kinds": ("when",), "questions_per_video": 4},
     # Clips of every kind, announced as films: their seconds are counted from behind the introduction.
     "train_announced": {"num_videos": 600, "seconds": (8, 64), "film": True, "questions_per_video": 8},
     "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "film": True, "questions_per_video": 6},
-    "train_films": {"num_videos": 80, "seconds": (900, 3600), "long": True, "film": True, "questions_per_video": 6},
+    "train_films": {"num_videos": 40, "seconds": (900, 3600), "long": True, "film": True, "questions_per_video": 6},
     "validation": {"num_videos": 150, "questions_per_video": 4},
     "test": {"num_videos": 250, "questions_per_video": 2},
     "test_said": {"num_videos": 250, "kinds": ("said",), "questions_per_video": 2},
@@ -60,15 +61,18 @@ SPLITS = {
 
 
 def main() -> None:
-    """Write all splits, or those that are named."""
+    """Write all splits, or those whose names match."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("splits", nargs="*", metavar="split", help=f"by default all: {', '.join(SPLITS)}")
+    parser.add_argument(
+        "splits", nargs="*", default=["*"], metavar="split", help=f"by default all: {', '.join(SPLITS)}"
+    )
     parser.add_argument("--output", type=Path, default=Path("data/tiny"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    if unknown := sorted(set(arguments.splits) - set(SPLITS)):
-        parser.error(f"unknown splits: {', '.join(unknown)}; there are {', '.join(SPLITS)}")
-    for split in arguments.splits or SPLITS:
+    chosen = [split for split in SPLITS if any(fnmatch(split, pattern) for pattern in arguments.splits)]
+    if not chosen:
+        parser.error(f"there is no {' or '.join(arguments.splits)} among {', '.join(SPLITS)}")
+    for split in chosen:
         settings = {"images_per_video": 0, **SPLITS[split]}
         make_world(arguments.output, split=split, seed=SEED, workers=arguments.workers, **settings)
 

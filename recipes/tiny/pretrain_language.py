@@ -17,8 +17,8 @@ from random import Random
 import torch
 from datasets import Dataset
 from tokenizers_of_the_world import llm_tokenizer
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
-from trl import SFTConfig, SFTTrainer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
 from llama_vid.composition import new_folder
 from llama_vid.data.shapes import FOODS, LINES, Scene, make_scene
@@ -123,6 +123,13 @@ def _is_about_shapes_together(question: Question) -> bool:
     return any(words in question.text for words in ("at once", "at the same time"))
 
 
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Chats to a batch, padded on the right, where attention that is causal needs no mask."""
+    tokens = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = pad_sequence(tokens, batch_first=True, padding_value=-100)
+    return {"input_ids": labels.clamp(min=0), "labels": labels}  # the padding's token is 0
+
+
 @torch.no_grad()
 def shrink_branches(model: LlamaForCausalLM) -> None:
     """Scale down what layers add, as GPT-2 does: what goes through all of them begins no larger than it came."""
@@ -146,6 +153,7 @@ def main() -> None:
     tokenizer = llm_tokenizer(corpus(2000), VOCABULARY)
     tokenizer.chat_template = CHAT_TEMPLATES["vicuna_v1"]
     chats = make_chats(arguments.chats, arguments.seed, arguments.longest)
+    chats = chats.map(lambda row: tokenizer.apply_chat_template(row["messages"], return_dict=True), keep_in_memory=True)
 
     set_seed(arguments.seed)
     width = arguments.hidden_size
@@ -168,28 +176,24 @@ def main() -> None:
     )
     shrink_branches(model)
     groups = parameter_groups(model, {}, arguments.learning_rate, weight_decay=0.01, use_muon=True)
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model,
-        SFTConfig(
+        TrainingArguments(
             output_dir=arguments.output.with_name(f"{arguments.output.name}-training"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=24,
             learning_rate=arguments.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.05,
-            max_length=None,
-            bf16=False,
-            gradient_checkpointing=False,
             train_sampling_strategy="group_by_length",
             logging_steps=50,
             save_strategy="no",
             seed=arguments.seed,
             report_to="none",
             use_cpu=True,
-            dataset_num_proc=2,
         ),
-        train_dataset=chats,
-        processing_class=tokenizer,
+        data_collator=collate,
+        train_dataset=chats.select_columns("input_ids"),
         optimizer_cls_and_kwargs=(
             MuonWithAdamW,
             {"params": groups, "lr": arguments.learning_rate, "betas": (0.9, 0.98)},

@@ -1,5 +1,6 @@
 """TRL's `SFTTrainer`, with answers in its evaluations, and checkpoints of trained modules alone."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl import SFTTrainer
 
+from llama_vid.training.answers_alone import answers_alone
 from llama_vid.training.evaluation import answer_accuracy
 from llama_vid.training.precision import in_dtype
 from llama_vid.training.trained_modules import (
@@ -52,6 +54,19 @@ class LlamaVidTrainer(SFTTrainer):
         self.save_dtype = save_dtype
         self._frozen: dict[str, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **kwargs):
+        """As in TRL, and without what a CPU would compute for nothing."""
+        wants_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
+        is_plain = self.args.device.type == "cpu" and not wants_logits and not self.args.torch_compile
+        context = nullcontext(inputs)
+        if is_plain and model.training:
+            whole_model = self.accelerator.unwrap_model(model)
+            if isinstance(whole_model, PeftModel):
+                whole_model = whole_model.get_base_model()
+            context = answers_alone(whole_model.base_model, inputs)
+        with context as inputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """As in transformers, with the answers: here they reach the log and the choice of the best model."""
