@@ -43,7 +43,7 @@ SPLITS = {
     # Clips of every kind, announced as films: their seconds are counted from behind the introduction.
     "train_announced": {"num_videos": 600, "seconds": (8, 64), "film": True, "questions_per_video": 8},
     "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "film": True, "questions_per_video": 6},
-    "train_films": {"num_videos": 40, "seconds": (900, 3600), "long": True, "film": True, "questions_per_video": 6},
+    "train_films": {"num_videos": 80, "seconds": (900, 3600), "long": True, "film": True, "questions_per_video": 6},
     "validation": {"num_videos": 150, "questions_per_video": 4},
     "test": {"num_videos": 250, "questions_per_video": 2},
     "test_said": {"num_videos": 250, "kinds": ("said",), "questions_per_video": 2},
