@@ -39,7 +39,7 @@ SPLITS = {
         "questions_per_video": 8,
     },
     # Late seconds are what is told least exactly.
-    "train_when": {"num_videos": 400, "seconds": (16, 64), "kinds": ("when",), "questions_per_video": 4},
+    "train_when": {"num_videos": 1000, "seconds": (16, 64), "kinds": ("when",), "questions_per_video": 4},
     # Clips of every kind, announced as films: their seconds are counted from behind the introduction.
     "train_announced": {"num_videos": 600, "seconds": (8, 64), "film": True, "questions_per_video": 8},
     "train_scenes": {"num_videos": 360, "seconds": (64, 900), "long": True, "film": True, "questions_per_video": 6},

@@ -26,6 +26,7 @@ stage stage2-images
 stage stage2-simple
 stage stage2-short
 stage stage2
+stage stage3-scenes
 stage stage3
 
 python $tiny/make_data.py "test*"
