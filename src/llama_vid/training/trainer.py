@@ -27,7 +27,8 @@ from llama_vid.training.trained_modules import (
 class LlamaVidTrainer(SFTTrainer):
     """
     [`SFTTrainer`], unchanged where the arguments below are left out, but for this: a checkpoint is complete when, and
-    only when, it has its `trainer_state.json`; and a batch is moved to the device when its step comes.
+    only when, it has its `trainer_state.json`; a batch is moved to the device when its step comes; and a step of
+    training on a CPU leaves out what [`answers_alone`] names.
 
     Args:
         *args, **kwargs: Those of `SFTTrainer`, with a [`LlamaVidDataCollator`].
