@@ -7,7 +7,8 @@ No two splits share a video. What is there already is kept.
 """
 
 import argparse
-from fnmatch import fnmatch
+from fnmatch import filter as matching
+from itertools import chain
 from pathlib import Path
 
 from llama_vid.data.shapes_dataset import make_world
@@ -69,10 +70,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/tiny"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    chosen = [split for split in SPLITS if any(fnmatch(split, pattern) for pattern in arguments.splits)]
-    if not chosen:
-        parser.error(f"there is no {' or '.join(arguments.splits)} among {', '.join(SPLITS)}")
-    for split in chosen:
+    chosen = {pattern: matching(SPLITS, pattern) for pattern in arguments.splits}
+    if unknown := [pattern for pattern, splits in chosen.items() if not splits]:
+        parser.error(f"unknown splits: {', '.join(unknown)}; there are {', '.join(SPLITS)}")
+    for split in chain.from_iterable(chosen.values()):
         settings = {"images_per_video": 0, **SPLITS[split]}
         make_world(arguments.output, split=split, seed=SEED, workers=arguments.workers, **settings)
 
