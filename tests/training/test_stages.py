@@ -165,6 +165,11 @@ def test_bad_modules(model, modules, message):
         choose_modules(model, 2, modules)
 
 
+def test_an_unknown_stage(model):
+    with pytest.raises(ValueError, match="`stage` must be 1, 2 or 3, got 4"):
+        choose_modules(model, 4)
+
+
 def test_bad_arguments(model):
     with pytest.raises(ValueError, match="LoRA goes on the language model, and only multi_modal_projector train here"):
         lora_config(model, ["multi_modal_projector"], ModelConfig(use_peft=True))

@@ -39,10 +39,12 @@ def choose_modules(
         `list[str]`, in the order of the forward pass.
 
     Raises:
-        ValueError: an unknown module, the visual encoder, or nothing.
+        ValueError: an unknown stage or module, the visual encoder, or nothing.
     """
     available = modules_of(model)
     if train_modules is None:
+        if stage not in STAGE_MODULES:
+            raise ValueError(f"`stage` must be 1, 2 or 3, got {stage!r}.")
         return [name for name in available if name in STAGE_MODULES[stage]]
     wanted = list(train_modules)
     if "vision_tower" in wanted:
